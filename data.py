@@ -1,0 +1,747 @@
+"""The offline data of OM2P: the file format, the policies that make it, and the files that a run leaves.
+
+    python data.py collect --env world --quality expert --out expert.npz --transitions 1000000
+    python data.py info expert.npz
+    python data.py train --env world      # trains the behaviour policies that ship in behaviour.npz
+
+A data file is one `.npz` without pickles. M transitions of N agents, float32:
+
+    observations (M, N, O)   actions (M, N, A) in [-1, 1]   rewards (M, N)
+    next_observations (M, N, O)   terminals (M, N), 1 where an episode truly ended (a time limit is no end)
+    meta   JSON text: env, quality, seed, noise, episode_steps, mean_return, and the random_return, medium_return and
+           expert_return of this env with this prey
+    prey_weight_0, prey_bias_0, ...   the fixed prey that the data was made with: an MLP with ReLU, tanh at its end
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs import SCENARIOS, MLPWeights, ParticleWorld, rollout
+from om2p import descend, soft_update
+
+BEHAVIOUR_FILE = Path(__file__).parent / "behaviour.npz"
+QUALITIES = ("medium-expert", "medium-replay", "expert", "medium")
+ARRAYS = {"observations": 3, "actions": 3, "rewards": 2, "next_observations": 3, "terminals": 2}  # name: rank
+META = ("env", "quality", "seed", "noise", "episode_steps", "mean_return", "random_return", "expert_return")
+TRANSITIONS = 1_000_000
+
+# ----------------------------------------------------------------------------------------------------------- files
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Write to the yielded name; `path` appears only once the file is complete, and on failure nothing is left."""
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclass
+class Dataset:
+    """Transitions of all agents and what is known of them; the arrays of the module's docstring as tensors."""
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    terminals: Tensor
+    meta: dict[str, Any]
+    prey: MLPWeights | None = None
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    def to(self, device: str | torch.device) -> Dataset:
+        """The same data on another device."""
+        prey = None if self.prey is None else [(w.to(device), b.to(device)) for w, b in self.prey]
+        return Dataset(*(getattr(self, name).to(device) for name in ARRAYS), self.meta, prey)
+
+    def save(self, path: str | Path) -> None:
+        """Write the `.npz`; a file of that name is replaced only by a complete one."""
+        arrays = {name: getattr(self, name).cpu().numpy() for name in ARRAYS}
+        for k, (weight, bias) in enumerate(self.prey or ()):
+            arrays |= {f"prey_weight_{k}": weight.cpu().numpy(), f"prey_bias_{k}": bias.cpu().numpy()}
+        with whole_file(path) as part:
+            np.savez(part, meta=np.array(json.dumps(self.meta)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path, env: str | None = None) -> Dataset:
+        """Read and check a data file; raises ValueError with one line that says what is wrong with it."""
+        arrays = read_npz(path)
+        meta = _read_meta(path, arrays, env)
+        _check_arrays(path, arrays, meta)
+        prey = [(arrays[f"prey_weight_{k}"], arrays[f"prey_bias_{k}"]) for k in range(_layers(arrays))]
+        tensors = (torch.from_numpy(arrays[name]) for name in ARRAYS)
+        return cls(*tensors, meta, [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in prey] or None)
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of a `.npz`, never unpickling anything."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a .npz file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .npz file (empty, cut short or of another format): make it anew")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read_meta(path: str | Path, arrays: dict[str, np.ndarray], env: str | None) -> dict[str, Any]:
+    missing = [name for name in (*ARRAYS, "meta") if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} has no array {', '.join(missing)}: see the format at the top of data.py")
+    try:
+        meta = json.loads(str(arrays["meta"]))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: meta is no JSON text ({error})") from error
+    absent = [key for key in META if key not in meta]
+    if absent:
+        raise ValueError(f"{path}: meta lacks {', '.join(absent)}")
+    if env is not None and meta["env"] != env:
+        raise ValueError(f"{path} holds data of {meta['env']}, not of {env}: use --env {meta['env']} or another --data")
+    return meta
+
+
+def _check_arrays(path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Raise ValueError unless ranks, sizes, dtypes and values are as the format says."""
+    for name, rank in ARRAYS.items():
+        x = arrays[name]
+        if x.ndim != rank or x.dtype != np.float32:
+            raise ValueError(f"{path}: {name} is {x.dtype} of shape {x.shape}, not float32 with {rank} dimensions")
+    obs, actions = arrays["observations"], arrays["actions"]
+    pair = obs.shape[:2]
+    if len(obs) == 0:
+        raise ValueError(f"{path} holds no transitions")
+    for name in ARRAYS:
+        shape = obs.shape if name == "next_observations" else (*pair, *actions.shape[2:]) if name == "actions" else pair
+        if arrays[name].shape != shape:
+            raise ValueError(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
+    if meta["env"] in SCENARIOS:
+        world = ParticleWorld(meta["env"])
+        expected = (world.num_agents, world.obs_dim, world.action_dim)
+        if (*obs.shape[1:], actions.shape[2]) != expected:
+            raise ValueError(
+                f"{path}: {obs.shape[1]} agents, {obs.shape[2]} observations and {actions.shape[2]} actions; "
+                f"{meta['env']} has {expected[0]}, {expected[1]} and {expected[2]}"
+            )
+        if world.has_prey and not _layers(arrays):
+            raise ValueError(f"{path} has no prey_weight_0: {meta['env']} data carries the prey it was made with")
+    for name in ARRAYS:
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{path}: {name} holds NaN or infinite numbers")
+    if np.abs(actions).max() > 1:
+        raise ValueError(f"{path}: actions reach {np.abs(actions).max():g}; they must lie in [-1, 1]")
+
+
+def _layers(arrays: dict[str, np.ndarray]) -> int:
+    return sum(name.startswith("prey_weight_") for name in arrays)
+
+
+# ---------------------------------------------------------------------------------------------- behaviour policies
+
+
+class StackedMLP(nn.Module):
+    """`copies` independent MLPs of one shape, evaluated together: (copies, B, in) to (copies, B, out), ReLU between."""
+
+    def __init__(self, copies: int, *sizes: int) -> None:
+        super().__init__()
+        pairs = list(zip(sizes, sizes[1:]))
+        self.weights = nn.ParameterList([_uniform(copies, i, o, fan_in=i) for i, o in pairs])
+        self.biases = nn.ParameterList([_uniform(copies, 1, o, fan_in=i) for i, o in pairs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1]):
+            x = F.relu(torch.baddbmm(bias, x, weight))
+        return torch.baddbmm(self.biases[-1], x, self.weights[-1])
+
+
+def _uniform(*shape: int, fan_in: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(-1, 1) / math.sqrt(fan_in))
+
+
+class BehaviourPolicy:
+    """Deterministic policies tanh(MLP) of several agents, with Gaussian exploration noise on top."""
+
+    def __init__(self, actors: StackedMLP) -> None:
+        self.actors = actors
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Actions (B, N, A) for observations (B, N, O), clipped to [-1, 1]; `noise` is a standard deviation."""
+        action = torch.tanh(self.actors(obs.transpose(0, 1))).transpose(0, 1)
+        if noise:
+            action = action + noise * torch.empty_like(action).normal_(generator=generator)
+        return action.clamp(-1, 1)
+
+    def layers(self, agent: int) -> list[tuple[Tensor, Tensor]]:
+        """(weight, bias) of each layer of one agent, as `torch.nn.functional.linear` takes them."""
+        pairs = zip(self.actors.weights, self.actors.biases)
+        return [(w[agent].detach().T.contiguous(), b[agent, 0].detach().clone()) for w, b in pairs]
+
+
+class TD3:
+    """TD3 (arXiv 1802.09477) for one side of a game: its actors, and twin critics that see the whole state."""
+
+    def __init__(self, agents: int, obs_dim: int, state_dim: int, action_dim: int, actor_width: int) -> None:
+        self.actors = StackedMLP(agents, obs_dim, actor_width, actor_width, action_dim)
+        self.critics = StackedMLP(2, state_dim + agents * action_dim, 128, 128, 1)
+        with torch.no_grad():
+            self.actors.weights[-1].mul_(0.1)  # start far from the saturated ends of tanh
+        self.target_actors, self.target_critics = copy.deepcopy(self.actors), copy.deepcopy(self.critics)
+        self.act, self.target_act = BehaviourPolicy(self.actors), BehaviourPolicy(self.target_actors)
+        self.actor_optimizer = torch.optim.Adam(self.actors.parameters(), lr=LEARNING_RATE, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=LEARNING_RATE, fused=True)
+        self.updates = 0
+
+    def q(self, critics: StackedMLP, state: Tensor, actions: Tensor) -> Tensor:
+        """Q (2, B) of states (B, S) and the side's actions (B, N, A)."""
+        x = torch.cat([state, actions.flatten(1)], 1)
+        return critics(x.expand(2, *x.shape)).squeeze(-1)
+
+    def update(self, batch: dict[str, Tensor], generator: torch.Generator, gamma: float = 0.95) -> None:
+        """One step of the critics, every second time also of the actors and all targets."""
+        with torch.no_grad():
+            next_actions = self.target_act(batch["next_obs"])
+            smoothing = 0.2 * torch.empty_like(next_actions).normal_(generator=generator)
+            next_actions = (next_actions + smoothing.clamp(-0.5, 0.5)).clamp(-1, 1)
+            target = batch["reward"] + gamma * self.q(self.target_critics, batch["next_state"], next_actions).amin(0)
+        error = self.q(self.critics, batch["state"], batch["actions"]) - target
+        descend(self.critic_optimizer, error.square().mean(1).sum(), self.critics)
+        self.updates += 1
+        if self.updates % 2:
+            return
+        logits = self.actors(batch["obs"].transpose(0, 1)).transpose(0, 1)
+        # the penalty on logits keeps tanh out of saturation, where its gradient dies
+        loss = 1e-3 * logits.square().mean() - self.q(self.critics, batch["state"], torch.tanh(logits))[0].mean()
+        descend(self.actor_optimizer, loss, self.actors)
+        soft_update(self.target_actors, self.actors, 0.01)
+        soft_update(self.target_critics, self.critics, 0.01)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the behaviour policies of one env are trained; the returns are those of the public data sets."""
+
+    prey_age: int  # environment steps after which the prey, trained together with the team, is frozen
+    steps: int  # environment steps of the team against that prey, at most
+    medium_return: float  # the team is medium, or expert, once it reaches this
+    expert_return: float
+    seed: int
+
+
+RECIPES = {"world": Recipe(16_000, 160_000, 43.3, 79.5, seed=0)}
+WORLDS, BATCH, WARM_UP, NOISE, LEARNING_RATE = 32, 512, 1600, 0.1, 1e-3
+
+
+class Replay:
+    """Everything that a training has seen: each side's observations, actions, rewards and next observations."""
+
+    def __init__(self, env: ParticleWorld, sides: int, capacity: int) -> None:
+        N = env.num_agents
+        shapes = [(N, env.obs_dim, env.action_dim), (1, env.prey_obs_dim, env.action_dim)][:sides]
+        self.sides = [
+            {
+                "obs": torch.zeros(capacity, n, o),
+                "actions": torch.zeros(capacity, n, a),
+                "rewards": torch.zeros(capacity, n),
+                "next_obs": torch.zeros(capacity, n, o),
+            }
+            for n, o, a in shapes
+        ]
+        self.size = 0
+
+    def add(self, *steps: dict[str, Tensor]) -> None:
+        """Append one batched step of every side."""
+        count = len(steps[0]["obs"])
+        for side, step in zip(self.sides, steps):
+            for name, value in step.items():
+                side[name][self.size : self.size + count] = value
+        self.size += count
+
+    def sample(self, side: int, rows: Tensor) -> dict[str, Tensor]:
+        """A minibatch for one side; the state is what the whole team observes. Rewards are a tenth, for scale."""
+        batch = {name: value[rows] for name, value in self.sides[side].items()}
+        state, next_state = (self.sides[0][k][rows].flatten(1) for k in ("obs", "next_obs"))
+        return batch | {"state": state, "next_state": next_state, "reward": 0.1 * batch["rewards"].mean(1)}
+
+
+def train_td3(
+    env: ParticleWorld,
+    steps: int,
+    seed: int,
+    check: Callable[[int, TD3], bool] = lambda step, team: False,
+) -> tuple[list[TD3], Replay]:
+    """Train the team, and the prey where `env` has none of its own, until `check(steps, team)` or for `steps` steps.
+
+    32 episodes run side by side, with one update of each side per batched step; `steps` counts single environment
+    steps. Returns the learners (team first) and all that they saw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    N, state_dim = env.num_agents, env.num_agents * env.obs_dim
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sides = [TD3(N, env.obs_dim, state_dim, env.action_dim, actor_width=128)]
+        if env.has_prey and env.prey is None:
+            sides.append(TD3(1, env.prey_obs_dim, state_dim, env.action_dim, actor_width=64))
+    replay = Replay(env, len(sides), steps)
+    while replay.size < steps:
+        env.reset(WORLDS, generator)
+        for _ in range(env.episode_steps):
+            replay.add(*_explore(env, sides, generator, uniform=replay.size < WARM_UP))
+            rows = torch.randint(replay.size, (BATCH,), generator=generator)
+            for k, side in enumerate(sides):
+                side.update(replay.sample(k, rows), generator)
+        if check(replay.size, sides[0]):
+            break
+    return sides, replay
+
+
+@torch.no_grad()
+def _explore(
+    env: ParticleWorld, sides: Sequence[TD3], generator: torch.Generator, uniform: bool
+) -> list[dict[str, Tensor]]:
+    """One batched step with noisy, or uniformly random, actions; what each side saw and got."""
+    before = env.observations()
+    actions = [side.act(obs, NOISE, generator) for side, obs in zip(sides, before)]
+    if uniform:
+        actions = [a.uniform_(-1, 1, generator=generator) for a in actions]
+    prey = [env.prey_action()] if env.has_prey and len(sides) == 1 else []
+    env.advance(torch.cat([*actions, *prey], 1))
+    rewards = env.rewards().split([env.num_agents, env.total_agents - env.num_agents], 1)
+    return [
+        {"obs": o, "actions": a, "rewards": r, "next_obs": o2}
+        for o, a, r, o2 in zip(before, actions, rewards, env.observations())
+    ]
+
+
+@torch.no_grad()
+def mean_return(act: Callable[[Tensor], Tensor], env: ParticleWorld, episodes: int = 1000, seed: int = 0) -> float:
+    """Mean undiscounted return of the team over fresh episodes."""
+    steps = rollout(act, env, episodes, torch.Generator().manual_seed(seed))
+    return sum(step.rewards.mean(1) for step in steps).mean().item()
+
+
+def random_actions(env: ParticleWorld, seed: int = 0) -> Callable[[Tensor], Tensor]:
+    """Uniform actions in [-1, 1], the reference of normalised score 0."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda obs: torch.rand(*obs.shape[:2], env.action_dim, generator=generator) * 2 - 1
+
+
+def train_team(
+    env: ParticleWorld, recipe: Recipe, until: float, check: Callable[[int, float, TD3], None]
+) -> tuple[TD3, Replay]:
+    """Train a fresh team against the fixed prey of `env` until its mean return reaches `until`.
+
+    `check(steps, mean_return, team)` is called after every 32 episodes. Raises ValueError if it never does.
+    """
+    returns = []
+
+    def measure(step: int, team: TD3) -> bool:
+        returns.append(mean_return(team.target_act, env))
+        check(step, returns[-1], team)
+        return returns[-1] >= until
+
+    (team, *_), replay = train_td3(env, recipe.steps, recipe.seed + 1, measure)
+    if returns[-1] < until:
+        raise ValueError(
+            f"the team reached {max(returns):.1f} of {until:.1f} in {recipe.steps} steps: try another seed"
+        )
+    return team, replay
+
+
+def train_behaviour(env_name: str, seed: int | None = None) -> dict[str, np.ndarray]:
+    """Train prey, medium and expert of one env as its recipe says; returns the arrays of `behaviour.npz`.
+
+    The team of a public data set does not face a prey at its best: a prey that trained to the end is caught too seldom
+    for the published returns. So the prey is frozen young, and a fresh team is trained against it from scratch; its
+    first checkpoints at the published medium and expert returns are kept.
+    """
+    recipe = RECIPES[env_name] if seed is None else replace(RECIPES[env_name], seed=seed)
+    env = ParticleWorld(env_name)
+    if env.has_prey:
+        print(f"training team and prey together for {recipe.prey_age:,} steps; the prey is then frozen", flush=True)
+        (_, prey), _ = train_td3(env, recipe.prey_age, recipe.seed)
+        env = ParticleWorld(env_name, prey.act.layers(0))
+    kept: dict[str, tuple[float, StackedMLP]] = {}
+
+    def keep(step: int, value: float, team: TD3) -> None:
+        print(f"{step:>8,} steps  return {value:7.1f}", flush=True)
+        for quality, level in (("medium", recipe.medium_return), ("expert", recipe.expert_return)):
+            if value >= level and quality not in kept:
+                kept[quality] = (value, copy.deepcopy(team.target_actors))
+
+    train_team(env, recipe, recipe.expert_return, keep)
+    meta = {"seed": recipe.seed, "random_return": mean_return(random_actions(env), env)}
+    meta |= {f"{quality}_return": value for quality, (value, _) in kept.items()}
+    arrays = {f"{env_name}/meta": np.array(json.dumps(meta))}
+    policies = {quality: _stacked_layers(actors) for quality, (_, actors) in kept.items()}
+    for name, layers in (policies | {"prey": env.prey or []}).items():
+        for k, (weight, bias) in enumerate(layers):
+            arrays |= {f"{env_name}/{name}/weight_{k}": weight.numpy(), f"{env_name}/{name}/bias_{k}": bias.numpy()}
+    return arrays
+
+
+def _stacked_layers(actors: StackedMLP) -> list[tuple[Tensor, Tensor]]:
+    return [(w.detach(), b.detach()) for w, b in zip(actors.weights, actors.biases)]
+
+
+class Behaviour:
+    """The shipped policies of one env: its prey, its medium and expert teams, their reference returns."""
+
+    def __init__(self, env_name: str, path: str | Path = BEHAVIOUR_FILE) -> None:
+        arrays = read_npz(path)
+        if f"{env_name}/meta" not in arrays:
+            raise ValueError(f"{path} has no policies for {env_name}: run python data.py train --env {env_name}")
+        self.meta = json.loads(str(arrays[f"{env_name}/meta"]))
+        self._arrays = {k.removeprefix(f"{env_name}/"): torch.from_numpy(v) for k, v in arrays.items() if v.ndim}
+        self.env = ParticleWorld(env_name, self._layers("prey") or None)
+
+    def _layers(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        count = sum(key.startswith(f"{name}/weight_") for key in self._arrays)
+        return [(self._arrays[f"{name}/weight_{k}"], self._arrays[f"{name}/bias_{k}"]) for k in range(count)]
+
+    def policy(self, quality: str) -> BehaviourPolicy:
+        """The shipped team, "medium" or "expert"."""
+        layers = self._layers(quality)
+        copies, _, width = layers[0][0].shape
+        actors = StackedMLP(copies, self.env.obs_dim, *[width] * (len(layers) - 1), self.env.action_dim)
+        for (weight, bias), w, b in zip(layers, actors.weights, actors.biases):
+            w.data, b.data = weight, bias
+        return BehaviourPolicy(actors.requires_grad_(False))
+
+
+# ---------------------------------------------------------------------------------------------------- collecting
+
+
+def collect(
+    env_name: str,
+    quality: str,
+    transitions: int = TRANSITIONS,
+    seed: int = 0,
+    noise: float = NOISE,
+    progress: bool = True,
+) -> Dataset:
+    """Make a data set with the shipped policies; `noise` is the standard deviation of their exploration.
+
+    `medium-expert` is 90% medium and 10% expert. `medium-replay` is what a training run sees until it is medium: it
+    repeats the training that made the shipped medium policy, and is as long as that (at most `transitions`).
+    """
+    behaviour = Behaviour(env_name)
+    expert = {"expert": transitions, "medium-expert": transitions // 10}.get(quality, 0)
+    parts = [("medium", transitions - expert), ("expert", expert)]
+    if quality == "medium-replay":
+        arrays, returns = _replay(behaviour, transitions, progress)
+    else:
+        pieces = [_roll(behaviour, q, n, seed + k, noise, progress) for k, (q, n) in enumerate(parts) if n]
+        arrays = [torch.cat(x) if len(x) > 1 else x[0] for x in zip(*(p[0] for p in pieces))]
+        returns = torch.cat([p[1] for p in pieces])
+    meta = {"env": env_name, "quality": quality, "seed": seed, "noise": noise}
+    meta |= {"episode_steps": behaviour.env.episode_steps, "mean_return": returns.mean().item()}
+    meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
+    return Dataset(*arrays, meta, behaviour.env.prey)
+
+
+@torch.no_grad()
+def _roll(
+    behaviour: Behaviour, quality: str, transitions: int, seed: int, noise: float, progress: bool
+) -> tuple[list[Tensor], Tensor]:
+    """Arrays of `transitions` steps of one policy, whole episodes in order, and the return of every whole episode."""
+    from tqdm import tqdm
+
+    env, policy, T = behaviour.env, behaviour.policy(quality), behaviour.env.episode_steps
+    generator = torch.Generator().manual_seed(seed)
+    episodes = -(-transitions // T)
+    N, O, A = env.num_agents, env.obs_dim, env.action_dim
+    arrays = [torch.empty(episodes, T, N, *last) for last in ((O,), (A,), (), (O,), ())]
+    with tqdm(total=transitions, unit="transition", unit_scale=True, disable=None if progress else True) as bar:
+        for start in range(0, episodes, 1000):
+            count = min(1000, episodes - start)
+            steps = rollout(lambda obs: policy(obs, noise, generator), env, count, generator)
+            for k, step in enumerate(steps):
+                for array, value in zip(arrays, step):
+                    array[start : start + count, k] = value
+            bar.update(count * T)
+    returns = arrays[2].mean(2).sum(1)
+    return [x.flatten(0, 1)[:transitions] for x in arrays], returns
+
+
+def _replay(behaviour: Behaviour, transitions: int, progress: bool) -> tuple[list[Tensor], Tensor]:
+    """The replay buffer of a training run until its team is medium."""
+    from tqdm import tqdm
+
+    env, recipe = behaviour.env, replace(RECIPES[behaviour.env.name], seed=behaviour.meta["seed"])
+    with tqdm(unit="step", unit_scale=True, disable=None if progress else True) as bar:
+
+        def show(step: int, value: float, team: TD3) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix({"return": f"{value:.1f}"})
+
+        _, replay = train_team(env, recipe, recipe.medium_return, show)
+    size = min(replay.size, transitions)
+    side = {k: v[:size] for k, v in replay.sides[0].items()}
+    # 32 episodes were stepped side by side: (episodes of a round, then steps) instead of (steps, episodes)
+    T = env.episode_steps
+    order = torch.arange(replay.size).view(-1, T, WORLDS).transpose(1, 2).flatten()[:size]
+    side = {k: v[order] for k, v in replay.sides[0].items()}
+    returns = side["rewards"].mean(1)[: size // T * T].view(-1, T).sum(1)
+    return [side["obs"], side["actions"], side["rewards"], side["next_obs"], torch.zeros_like(side["rewards"])], returns
+
+
+def load_or_make(path: str | Path, env_name: str) -> Dataset:
+    """Load a data file; if there is none of that name, make one of the quality that its name ends in."""
+    path = Path(path)
+    if path.exists():
+        return Dataset.load(path, env_name)
+    prefix, quality = next(((path.stem[: -len(q)], q) for q in QUALITIES if path.stem.endswith(q)), (path.stem, ""))
+    if path.suffix != ".npz" or prefix.strip("-_") not in ("", env_name):
+        raise ValueError(
+            f"{path} does not exist, and its name does not say what to make: name your own data file, or one of "
+            f"{', '.join(f'{q}.npz' for q in sorted(QUALITIES))} to have it made"
+        )
+    return make(env_name, quality, path)
+
+
+def make(
+    env_name: str, quality: str, path: Path, transitions: int = TRANSITIONS, seed: int = 0, noise: float = NOISE
+) -> Dataset:
+    """Collect a data set and write it to `path`, saying so in one line."""
+    env = ParticleWorld(env_name)
+    size = 4 * transitions * env.num_agents * (2 * env.obs_dim + env.action_dim + 2)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    if (free := shutil.disk_usage(path.parent).free) < size and quality != "medium-replay":
+        raise ValueError(f"{path} will take {size / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there")
+    print(
+        f"making {path}: {quality} data of {env_name}, played by the shipped policies, "
+        f"{'at most ' if quality == 'medium-replay' else ''}{size / 1e6:.0f} MB (--data FILE takes your own, see data.py)",
+        flush=True,
+    )
+    dataset = collect(env_name, quality, transitions, seed, noise)
+    dataset.save(path)
+    return dataset
+
+
+# ----------------------------------------------------------------------------------------------------- run folders
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a run ends between two steps; a second one ends it at once."""
+    stop = threading.Event()
+
+    def handler(signum: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield stop
+        return
+    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for s, old in previous.items():
+            signal.signal(s, old)
+
+
+class RunFolder:
+    """What a training leaves: config.json, metrics.csv (a row per evaluation), checkpoint.pt and curve.png.
+
+    An earlier folder of the same name is kept under another one.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any], meta: dict[str, Any]) -> None:
+        self.path, self.config, self.meta = Path(path), config, meta
+        if self.path.exists():
+            names = (self.path.with_name(f"{self.path.name}.{n}") for n in itertools.count(1))
+            print(f"keeping the earlier {self.path} as {self.path.rename(next(p for p in names if not p.exists()))}")
+        self.path.mkdir(parents=True)
+        with whole_file(self.path / "config.json") as part:
+            part.write_text(json.dumps(config | {"data_meta": meta}, indent=2) + "\n")
+        self.history: list[dict[str, float]] = []
+        self._infos: list[dict[str, Tensor]] = []
+        self.seconds, self._tick = 0.0, time.perf_counter()
+
+    def log(self, info: dict[str, Tensor]) -> None:
+        """Keep the losses of one update, as tensors: reading them at once would stall an accelerator."""
+        self._infos.append(info)
+
+    def record(self, step: int, score: Callable[[], Tensor]) -> dict[str, str]:
+        """Append a row to metrics.csv: mean losses since the last one, and the returns that `score` evaluates.
+
+        Returns what a progress bar shows. Only the time between two calls counts as training.
+        """
+        losses = {k: torch.stack([info[k] for info in self._infos]).mean().item() for k in self._infos[0]}
+        self.seconds += time.perf_counter() - self._tick
+        returns = score()
+        row = {"step": step, "return": returns.mean().item(), "return_std": returns.std(correction=0).item()}
+        row |= {"training_seconds": self.seconds} | losses
+        with open(self.path / "metrics.csv", "a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if not self.history:
+                writer.writeheader()
+            writer.writerow(row)
+        self.history.append(row)
+        self._infos, self._tick = [], time.perf_counter()
+        return {k: f"{row[k]:.3g}" for k in ("return", "bc_loss", "critic_loss", "q") if k in row}
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write tensors and plain types; the previous checkpoint survives until this one is whole."""
+        tick = time.perf_counter()
+        with whole_file(self.path / "checkpoint.pt") as part:
+            torch.save(state | {"config": self.config}, part)
+        self._tick += time.perf_counter() - tick
+
+    def finish(self, returns: Tensor) -> dict[str, Any]:
+        """Print the table for the last policy's returns (episodes,), draw the learning curve, return the figures."""
+        low, high = self.meta["random_return"], self.meta["expert_return"]
+        mean, std, steps = returns.mean().item(), returns.std(correction=0).item(), self.history[-1]["step"]
+        summary = {"return": mean, "return_std": std, "normalised_score": 100 * (mean - low) / (high - low)}
+        summary |= {"data_return": self.meta["mean_return"], "steps": steps, "training_seconds": self.seconds}
+        summary |= {"ms_per_step": 1000 * self.seconds / steps}
+        rows = {
+            "return": f"{mean:.1f} +- {std:.1f} (mean and standard deviation of {len(returns)} episodes)",
+            "normalised score": f"{summary['normalised_score']:.1f} (random {low:.1f} is 0, expert {high:.1f} is 100)",
+            "return of the data": f"{summary['data_return']:.1f}",
+            "training": f"{steps} steps, {self.seconds:.1f} s, {summary['ms_per_step']:.1f} ms per step",
+            "left in": f"{self.path}/",
+        }
+        print("\n".join(f"{name:>20}  {text}" for name, text in rows.items()))
+        self._draw()
+        return summary
+
+    def _draw(self) -> None:
+        """curve.png: return against training steps, with the return of the data as a line."""
+        from matplotlib.figure import Figure
+
+        steps, mean, std = (np.array([row[k] for row in self.history]) for k in ("step", "return", "return_std"))
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.fill_between(steps, mean - std, mean + std, alpha=0.2, color="#0072b2", lw=0, label="1 standard deviation")
+        axes.plot(steps, mean, color="#0072b2", label="policy")
+        axes.axhline(self.meta["mean_return"], color="#d55e00", ls="--", label="data")
+        axes.set(xlabel="training steps", ylabel="return of an episode")
+        axes.set_title(f"{self.meta['env']}, {self.meta['quality']} data")
+        axes.legend(frameon=False, loc="lower right")
+        axes.spines[["top", "right"]].set_visible(False)
+        with whole_file(self.path / "curve.png") as part:
+            figure.savefig(part, dpi=120)
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad arguments end with one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists every option)\n")
+
+
+def info(path: str) -> None:
+    """Print what a data file holds."""
+    data = Dataset.load(path)
+    M, N, O = data.observations.shape
+    meta = data.meta
+    lines = {
+        "env, quality": f"{meta['env']}, {meta['quality']}",
+        "transitions": f"{M:,} of {N} agents, in episodes of {meta['episode_steps']} steps",
+        "observations": f"{O} numbers, from {data.observations.min():.2f} to {data.observations.max():.2f}",
+        "actions": f"{data.actions.shape[2]} numbers, {100 * (data.actions.abs() >= 1).float().mean():.1f}% at a bound",
+        "rewards": f"mean {data.rewards.mean():.3f}, from {data.rewards.min():.2f} to {data.rewards.max():.2f}",
+        "terminals": f"{int(data.terminals[:, 0].sum())}",
+        "mean return": f"{meta['mean_return']:.1f}",
+        "reference returns": f"random {meta['random_return']:.1f}, expert {meta['expert_return']:.1f}",
+        "collected with": f"seed {meta['seed']}, noise {meta['noise']}",
+        "prey": "in the file" if data.prey else "none",
+    }
+    print("\n".join(f"{name:>18}  {text}" for name, text in lines.items()))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The three commands: collect, info, train."""
+    parser = Parser(prog="data.py", description="Make, inspect and check offline data.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    add = commands.add_parser("collect", help="play the shipped policies and write a data file")
+    add.add_argument("--env", choices=sorted(RECIPES), default="world")
+    add.add_argument("--quality", choices=sorted(QUALITIES), default="expert")
+    add.add_argument("--out", type=Path, help="default: QUALITY.npz")
+    add.add_argument("--transitions", type=int, default=TRANSITIONS, help="default: 1,000,000")
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--noise", type=float, default=NOISE, help="exploration noise, standard deviation; default: 0.1")
+    commands.add_parser("info", help="show what a data file holds").add_argument("file")
+    add = commands.add_parser("train", help="train the behaviour policies and write them to behaviour.npz")
+    add.add_argument("--env", choices=sorted(RECIPES), default="world")
+    add.add_argument("--seed", type=int, help="default: the recorded one")
+    add.add_argument("--out", type=Path, default=BEHAVIOUR_FILE, help="default: the shipped file")
+    args = parser.parse_args(argv)
+    if args.command == "collect" and not (args.transitions > 0 and 0 <= args.noise < float("inf")):
+        parser.error("--transitions must be at least 1, --noise finite and not negative")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        if args.command == "collect":
+            dataset = make(
+                args.env,
+                args.quality,
+                args.out or Path(f"{args.quality}.npz"),
+                *(args.transitions, args.seed, args.noise),
+            )
+            print(f"wrote {len(dataset):,} transitions with a mean return of {dataset.meta['mean_return']:.1f}")
+        elif args.command == "info":
+            info(args.file)
+        else:
+            arrays = read_npz(args.out) if args.out.exists() else {}
+            arrays = {k: v for k, v in arrays.items() if not k.startswith(f"{args.env}/")}
+            arrays |= train_behaviour(args.env, args.seed)
+            with whole_file(args.out) as part:
+                np.savez_compressed(part, **arrays)
+            print(f"wrote {args.out}: {arrays[f'{args.env}/meta']}")
+    except (ValueError, OSError) as error:
+        print(f"data.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("data.py: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
