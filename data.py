@@ -30,9 +30,9 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs import SCENARIOS, MLPWeights, ParticleWorld, rollout
-from om2p import descend, soft_update
+from om2p import check_xi, descend, soft_update
 
 BEHAVIOUR_FILE = Path(__file__).parent / "behaviour.npz"
 QUALITIES = ("medium-expert", "medium-replay", "expert", "medium")
@@ -79,6 +79,15 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.observations)
+
+    def sample(self, agent: int, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """A minibatch of one agent, drawn with replacement: observation, action, reward, next observation, terminal.
+
+        Shapes (B, O), (B, A), (B, 1), (B, O), (B, 1).
+        """
+        rows = torch.randint(len(self), (size,), generator=generator, device=generator.device)
+        obs, action, reward, next_obs, terminal = (getattr(self, name)[rows, agent] for name in ARRAYS)
+        return obs, action, reward[:, None], next_obs, terminal[:, None]
 
     def to(self, device: str | torch.device) -> Dataset:
         """The same data on another device."""
@@ -144,9 +153,9 @@ def _check_arrays(path: str | Path, arrays: dict[str, np.ndarray], meta: dict[st
     pair = obs.shape[:2]
     if len(obs) == 0:
         raise ValueError(f"{path} holds no transitions")
+    shapes = {"observations": obs.shape, "next_observations": obs.shape, "actions": (*pair, *actions.shape[2:])}
     for name in ARRAYS:
-        shape = obs.shape if name == "next_observations" else (*pair, *actions.shape[2:]) if name == "actions" else pair
-        if arrays[name].shape != shape:
+        if arrays[name].shape != (shape := shapes.get(name, pair)):
             raise ValueError(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
     if meta["env"] in SCENARIOS:
         world = ParticleWorld(meta["env"])
@@ -238,14 +247,14 @@ class TD3:
             next_actions = (next_actions + smoothing.clamp(-0.5, 0.5)).clamp(-1, 1)
             target = batch["reward"] + gamma * self.q(self.target_critics, batch["next_state"], next_actions).amin(0)
         error = self.q(self.critics, batch["state"], batch["actions"]) - target
-        descend(self.critic_optimizer, error.square().mean(1).sum(), self.critics)
+        descend(self.critic_optimizer, error.square().mean(1).sum())
         self.updates += 1
         if self.updates % 2:
             return
         logits = self.actors(batch["obs"].transpose(0, 1)).transpose(0, 1)
         # the penalty on logits keeps tanh out of saturation, where its gradient dies
         loss = 1e-3 * logits.square().mean() - self.q(self.critics, batch["state"], torch.tanh(logits))[0].mean()
-        descend(self.actor_optimizer, loss, self.actors)
+        descend(self.actor_optimizer, loss)
         soft_update(self.target_actors, self.actors, 0.01)
         soft_update(self.target_critics, self.critics, 0.01)
 
@@ -545,7 +554,7 @@ def make(
         raise ValueError(f"{path} will take {size / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there")
     print(
         f"making {path}: {quality} data of {env_name}, played by the shipped policies, "
-        f"{'at most ' if quality == 'medium-replay' else ''}{size / 1e6:.0f} MB (--data FILE takes your own, see data.py)",
+        f"{'at most ' if quality == 'medium-replay' else ''}{size / 1e6:.0f} MB (use your own with --data FILE)",
         flush=True,
     )
     dataset = collect(env_name, quality, transitions, seed, noise)
@@ -594,6 +603,7 @@ class RunFolder:
         self.history: list[dict[str, float]] = []
         self._infos: list[dict[str, Tensor]] = []
         self.seconds, self._tick = 0.0, time.perf_counter()
+        self.refresh = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two states of a progress bar
 
     def log(self, info: dict[str, Tensor]) -> None:
         """Keep the losses of one update, as tensors: reading them at once would stall an accelerator."""
@@ -669,6 +679,48 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help lists every option)\n")
+
+
+def parse_config(kind: type, argv: Sequence[str] | None, prog: str = "om2p.py") -> Any:
+    """An instance of the configuration dataclass `kind` from the command line: one option for each of its fields."""
+    parser = Parser(prog=prog, description="OM2P (arXiv 2508.06269): train on offline data, score, draw.")
+    for f in fields(kind):
+        hint, choices = _kind_of(kind, f.name)
+        options: dict[str, Any] = {"type": hint, "metavar": "|".join(choices) or getattr(hint, "__name__", "").upper()}
+        if hint is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        if get_origin(hint) is tuple:
+            options = {"type": float, "nargs": len(get_args(hint)), "metavar": "X"}
+        text = f.metadata["help"] + ("" if f.default is None else f" [{f.default}]")
+        parser.add_argument(_flag(f.name), default=f.default, help=text, **options)
+    args = vars(parser.parse_args(argv))
+    config = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
+    check_options(config)
+    return config
+
+
+def check_options(config: Any) -> None:
+    """Raise a ValueError that names the first field of a configuration that is out of its choices or bounds."""
+    for f in fields(config):
+        value, (_, choices) = getattr(config, f.name), _kind_of(type(config), f.name)
+        low, high = f.metadata["low"], f.metadata["high"]
+        if choices and value is not None and value not in choices:
+            raise ValueError(f"{_flag(f.name)} {value}: choose from {', '.join(choices)}")
+        if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+            raise ValueError(f"{_flag(f.name)} {value}: must be a number from {low:g} to {high:g}")
+    if config.xi is not None:
+        check_xi(config.xi)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _kind_of(config: type, name: str) -> tuple[Any, tuple[str, ...]]:
+    """Type and named choices of a field of a configuration, `None` set aside."""
+    hint = get_type_hints(config)[name]
+    kind = get_args(hint)[0] if type(None) in get_args(hint) else hint
+    return (str, get_args(kind)) if get_origin(kind) is Literal else (kind, ())
 
 
 def info(path: str) -> None:
