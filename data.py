@@ -45,7 +45,9 @@ from om2p import check_xi, descend, soft_update
 BEHAVIOUR_FILE = Path(__file__).parent / "behaviour.npz"
 QUALITIES = ("medium-expert", "medium-replay", "expert", "medium")
 ARRAYS = {"observations": 3, "actions": 3, "rewards": 2, "next_observations": 3, "terminals": 2}  # name: rank
-META = ("env", "quality", "seed", "noise", "episode_steps", "mean_return", "random_return", "expert_return")
+NUMBER = (int, float)
+META = {"env": str, "quality": str, "seed": int, "noise": NUMBER, "episode_steps": int}
+META |= dict.fromkeys(("mean_return", "random_return", "expert_return"), NUMBER)
 TRANSITIONS = 1_000_000
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -135,9 +137,16 @@ def _read_meta(path: str | Path, arrays: dict[str, np.ndarray], env: str | None)
         meta = json.loads(str(arrays["meta"]))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: meta is no JSON text ({error})") from error
-    absent = [key for key in META if key not in meta]
+    absent = [key for key in META if not isinstance(meta, dict) or key not in meta]
     if absent:
         raise ValueError(f"{path}: meta lacks {', '.join(absent)}")
+    for key, kind in META.items():
+        if not isinstance(meta[key], kind) or (kind is not str and not math.isfinite(meta[key])):
+            raise ValueError(f"{path}: meta: {key} is {meta[key]!r}")
+    if meta["quality"] not in QUALITIES:
+        raise ValueError(f"{path}: meta: quality is {meta['quality']!r}, not one of {', '.join(QUALITIES)}")
+    if meta["expert_return"] == meta["random_return"]:
+        raise ValueError(f"{path}: meta: expert_return equals random_return, so no score can be normalised")
     if env is not None and meta["env"] != env:
         raise ValueError(f"{path} holds data of {meta['env']}, not of {env}: use --env {meta['env']} or another --data")
     return meta
@@ -165,17 +174,34 @@ def _check_arrays(path: str | Path, arrays: dict[str, np.ndarray], meta: dict[st
                 f"{path}: {obs.shape[1]} agents, {obs.shape[2]} observations and {actions.shape[2]} actions; "
                 f"{meta['env']} has {expected[0]}, {expected[1]} and {expected[2]}"
             )
-        if world.has_prey and not _layers(arrays):
-            raise ValueError(f"{path} has no prey_weight_0: {meta['env']} data carries the prey it was made with")
+        if world.has_prey:
+            _check_prey(path, arrays, world.prey_obs_dim)
     for name in ARRAYS:
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{path}: {name} holds NaN or infinite numbers")
     if np.abs(actions).max() > 1:
         raise ValueError(f"{path}: actions reach {np.abs(actions).max():g}; they must lie in [-1, 1]")
+    if not ((arrays["terminals"] == 0) | (arrays["terminals"] == 1)).all():
+        raise ValueError(f"{path}: terminals must be 0 or 1")
 
 
 def _layers(arrays: dict[str, np.ndarray]) -> int:
-    return sum(name.startswith("prey_weight_") for name in arrays)
+    return next(k for k in itertools.count() if f"prey_weight_{k}" not in arrays)
+
+
+def _check_prey(path: str | Path, arrays: dict[str, np.ndarray], width: int) -> None:
+    """Raise ValueError unless the prey is a chain of layers from `width` observations to 2 actions."""
+    if not _layers(arrays):
+        raise ValueError(f"{path} has no prey_weight_0: data of a world with a prey carries the one it was made with")
+    for k in range(_layers(arrays)):
+        weight, bias = arrays[f"prey_weight_{k}"], arrays.get(f"prey_bias_{k}", np.empty(0))
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != width:
+            raise ValueError(f"{path}: the prey's layer {k} has weights {weight.shape} and biases {bias.shape}")
+        if weight.dtype != np.float32 or not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise ValueError(f"{path}: the prey's layer {k} is not all finite float32 numbers")
+        width = len(weight)
+    if width != 2:
+        raise ValueError(f"{path}: the prey's last layer gives {width} actions, not 2")
 
 
 # ---------------------------------------------------------------------------------------------- behaviour policies
@@ -518,14 +544,19 @@ def _replay(behaviour: Behaviour, transitions: int, progress: bool) -> tuple[lis
             bar.set_postfix({"return": f"{value:.1f}"})
 
         _, replay = train_team(env, recipe, recipe.medium_return, show)
-    size = min(replay.size, transitions)
-    side = {k: v[:size] for k, v in replay.sides[0].items()}
-    # 32 episodes were stepped side by side: (episodes of a round, then steps) instead of (steps, episodes)
-    T = env.episode_steps
-    order = torch.arange(replay.size).view(-1, T, WORLDS).transpose(1, 2).flatten()[:size]
-    side = {k: v[order] for k, v in replay.sides[0].items()}
-    returns = side["rewards"].mean(1)[: size // T * T].view(-1, T).sum(1)
-    return [side["obs"], side["actions"], side["rewards"], side["next_obs"], torch.zeros_like(side["rewards"])], returns
+    return in_episodes(replay, env.episode_steps, min(replay.size, transitions))
+
+
+def in_episodes(replay: Replay, episode_steps: int, size: int) -> tuple[list[Tensor], Tensor]:
+    """The team's first `size` transitions with whole episodes in order, and the return of every whole episode.
+
+    A replay buffer holds 32 episodes side by side: step by step, not episode by episode.
+    """
+    order = torch.arange(replay.size).view(-1, episode_steps, WORLDS).transpose(1, 2).flatten()[:size]
+    side = {name: x[order] for name, x in replay.sides[0].items()}
+    returns = side["rewards"].mean(1)[: size // episode_steps * episode_steps].view(-1, episode_steps).sum(1)
+    terminals = torch.zeros_like(side["rewards"])
+    return [side["obs"], side["actions"], side["rewards"], side["next_obs"], terminals], returns
 
 
 def load_or_make(path: str | Path, env_name: str) -> Dataset:
@@ -539,7 +570,7 @@ def load_or_make(path: str | Path, env_name: str) -> Dataset:
             f"{path} does not exist, and its name does not say what to make: name your own data file, or one of "
             f"{', '.join(f'{q}.npz' for q in sorted(QUALITIES))} to have it made"
         )
-    return make(env_name, quality, path)
+    return make(env_name, quality, path, TRANSITIONS)
 
 
 def make(

@@ -1,0 +1,909 @@
+"""Tests of OM2P against independent truths: closed forms, SciPy, forward-mode derivatives, recorded trajectories."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
+import torch
+from pettingzoo.test import parallel_api_test, parallel_seed_test
+from torch import nn
+
+import data
+import envs
+import om2p
+from om2p import Agent, Batch, Config, MeanFlowPolicy
+
+ROOT = Path(__file__).parent
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_batch(size: int = 64, obs_dim: int = 5, action_dim: int = 2, seed: int = 0) -> Batch:
+    g = generator(seed)
+    obs, next_obs = torch.randn(2, size, obs_dim, generator=g)
+    action = torch.rand(size, action_dim, generator=g) * 2 - 1
+    reward, terminal = torch.randn(size, 1, generator=g), (torch.rand(size, 1, generator=g) < 0.5).float()
+    return Batch(obs, action, reward, next_obs, terminal)
+
+
+def small_policy(seed: int = 0, dtype: torch.dtype = torch.float32) -> MeanFlowPolicy:
+    torch.manual_seed(seed)
+    return MeanFlowPolicy(5, 2, hidden_dim=64, hidden_layers=3).to(dtype)
+
+
+def clone(policy: MeanFlowPolicy, steps: int, **options) -> MeanFlowPolicy:
+    """Train by cloning alone on smooth data, so that the network's derivatives are those of a trained one."""
+    optimizer, g = torch.optim.Adam(policy.parameters(), lr=1e-3), generator()
+    for _ in range(steps):
+        obs = torch.randn(256, 5, generator=g)
+        action = torch.tanh(obs[:, :2] + 0.3 * torch.randn(256, 2, generator=g))
+        r, t = om2p.sample_times(om2p.UNIFORM, 256, "ordered", 0.5, g)
+        loss, _ = om2p.mean_flow_loss(policy, obs, action, torch.randn(256, 2, generator=g), r, t, **options)
+        om2p.descend(optimizer, loss)
+    return policy
+
+
+def path_inputs(size: int = 256, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    g = generator(1)
+    obs, action, noise = (torch.randn(size, n, generator=g).to(dtype) for n in (5, 2, 2))
+    r, t = (torch.rand(size, 1, generator=g).to(dtype) for _ in range(2))
+    a_r, v = om2p.path(action, noise, r)
+    return obs, a_r, r, t, v
+
+
+def relative_error(estimate: torch.Tensor, truth: torch.Tensor) -> float:
+    return ((estimate - truth).norm() / truth.norm()).item()
+
+
+# ---------------------------------------------------------------------------------------------- timesteps, Eq. 4
+
+XIS = [(0, 0, 0, 0), (5, 5, 0, 0), (2, 0, 0, 0), (0, 0, 0.2, 7), (-0.9, 0, 0, 0), (0, -0.5, 0, 0), (-0.9, 1.5, 3, 0)]
+XIS += [(0, 0, 50, 0), (0, 0, -50, 0), (2, -0.5, -8, 0), (-0.9, -0.5, 50, 0), (0, 0, 2000, 0), (3, 3, -200, 1)]
+
+
+def cdf(xi, points: np.ndarray) -> np.ndarray:
+    """The distribution function of Eq. 4 by quadrature in s = logit(t), where the integrand is smooth."""
+    s = np.linspace(-400, 400, 400_001)
+    log_t, log_1t = scipy.special.log_expit(s), scipy.special.log_expit(-s)
+    log_density = (xi[0] + 1) * log_t + (xi[1] + 1) * log_1t + xi[2] * np.exp(log_t)
+    area = scipy.integrate.cumulative_trapezoid(np.exp(log_density - log_density.max()), s, initial=0)
+    return np.interp(scipy.special.logit(points), s, area / area[-1])
+
+
+@pytest.mark.parametrize("xi", XIS)
+def test_timesteps_follow_eq_4(xi):
+    t = om2p.sample_timesteps(xi, 50_000, generator())
+    assert t.shape == (50_000, 1) and t.dtype == torch.float32
+    assert 0 <= t.min() and t.max() <= 1
+    # float32 rounds what lies next to 1; compare there with a continuous law by undoing the rounding at random
+    ulp = np.where(t.numpy() > 0.5, 2.0**-25, 0.0)
+    x = t.double().numpy() + ulp * np.random.default_rng(0).uniform(-1, 1, t.shape)
+    x = np.clip(x, 1e-300, 1 - 2.0**-53).ravel()
+    assert scipy.stats.kstest(x, lambda p: cdf(xi, p)).pvalue > 1e-3
+
+
+def test_timesteps_named_laws():
+    t = om2p.sample_timesteps((5, 5, 0, 0), 50_000, generator()).double().numpy().ravel()
+    assert scipy.stats.kstest(t, scipy.stats.beta(6, 6).cdf).pvalue > 1e-3
+    t = om2p.sample_timesteps((2, 0, 0, 0), 50_000, generator()).double().numpy().ravel()
+    assert scipy.stats.kstest(t, scipy.stats.beta(3, 1).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("xi", [(-1, 0, 0, 0), (0, -1, 0, 0), (math.nan, 0, 0, 0), (0, 0, math.inf, 0), (0, 0, 0)])
+def test_impossible_xi_is_refused(xi):
+    with pytest.raises(ValueError, match="--xi"):
+        om2p.sample_timesteps(xi, 10)
+
+
+def test_coupled_and_ordered_times():
+    r, t = om2p.sample_times(om2p.UNIFORM, 10_000, "coupled", None, generator())
+    assert torch.equal(r, 1 - t)
+    r, t = om2p.sample_times(om2p.UNIFORM, 10_000, "ordered", 0.3, generator())
+    assert (r <= t).all()
+    assert abs((r == t).float().mean().item() - 0.3) < 0.02
+    with pytest.raises(ValueError, match="sideways"):
+        om2p.sample_times(om2p.UNIFORM, 10, "sideways", None)
+
+
+# --------------------------------------------------------------------------------------------- derivative, Eq. 5
+
+
+def test_exact_derivative_equals_a_central_difference():
+    policy, (obs, a_r, r, t, v) = small_policy(dtype=torch.float64), path_inputs(dtype=torch.float64)
+    h = 1e-5
+    with torch.no_grad():
+        central = (policy(obs, a_r + h * v, r + h, t) - policy(obs, a_r - h * v, r - h, t)) / (2 * h)
+    assert relative_error(om2p.exact_derivative(policy, obs, a_r, r, t, v), central) < 1e-8
+
+
+def test_exact_derivative_equals_the_jacobian():
+    policy, (obs, a_r, r, t, v) = small_policy(), path_inputs(8)
+    for i in range(8):
+        row = [x[i : i + 1] for x in (obs, a_r, r, t, v)]
+        du_da, du_dr = torch.func.jacrev(lambda a, s, row=row: policy(row[0], a, s, row[3])[0], (0, 1))(row[1], row[2])
+        expected = du_da[:, 0] @ row[4][0] + du_dr[:, 0, 0]
+        assert torch.allclose(om2p.exact_derivative(policy, *row)[0], expected, atol=1e-5)
+
+
+def test_differences_on_a_trained_network():
+    policy, inputs = clone(small_policy(), 300), path_inputs()
+    exact = om2p.exact_derivative(policy, *inputs)
+    assert exact.requires_grad is False and exact.abs().mean() > 0.05
+    assert relative_error(om2p.finite_difference(policy, *inputs, 1e-3), exact) < 0.01
+    assert relative_error(om2p.finite_difference(policy, *inputs, 1e-12, dtype=torch.float64), exact) < 0.01
+    with torch.no_grad():
+        u = policy(*inputs[:4])
+    assert torch.equal(om2p.finite_difference(policy, *inputs, 1e-3, u), om2p.finite_difference(policy, *inputs, 1e-3))
+
+
+def test_table_4_step_vanishes_in_float32():
+    assert om2p.finite_difference(small_policy(), *path_inputs(), 1e-12).abs().max() == 0
+
+
+# ------------------------------------------------------------------------------------------------ mean flow, Eq. 2
+
+
+class GaussianFlow(nn.Module):
+    """The exact mean velocity between Gaussians N(0, 1) at time 0 and N(m, s^2) at time 1, independently coupled."""
+
+    m, s = 0.3, 0.5
+
+    def deviation(self, r):
+        return ((1 - r) ** 2 + (r * self.s) ** 2).sqrt()
+
+    def forward(self, obs, a_r, r, t):
+        # the flow maps quantiles to quantiles: (a_t - t m) / deviation(t) is constant along a path
+        a_t = t * self.m + self.deviation(t) / self.deviation(r) * (a_r - r * self.m)
+        return torch.where(t == r, self.velocity(a_r, r), (a_t - a_r) / torch.where(t == r, 1, t - r))
+
+    def velocity(self, a, r):
+        slope = ((self.s**2) * r - (1 - r)) / self.deviation(r) ** 2
+        return self.m + slope * (a - r * self.m)
+
+
+def test_mean_flow_identity_holds_for_a_flow_with_a_closed_form():
+    """Sign and direction of u_target: with du/dr along the true velocity, u_target is u itself (Eq. 2)."""
+    flow, g = GaussianFlow().double(), generator()
+    a_r = torch.randn(1000, 1, generator=g).double()
+    r, t = (torch.rand(1000, 1, generator=g).double() * 0.98 + 0.01 for _ in range(2))
+    v = flow.velocity(a_r, r)
+    du_dr = om2p.exact_derivative(flow, a_r, a_r, r, t, v)
+    assert torch.allclose(v - (r - t) * du_dr, flow(None, a_r, r, t), atol=1e-9)
+
+
+def test_mean_flow_loss_is_least_at_the_true_mean_velocity():
+    """The expected gradient of Eq. 2 vanishes at the true u: shifting u either way does not lower the loss."""
+    flow, g, n = GaussianFlow(), generator(), 400_000
+    noise, obs = torch.randn(n, 1, generator=g), torch.zeros(n, 1)
+    action = flow.m + flow.s * torch.randn(n, 1, generator=g)
+    r, t = om2p.sample_times(om2p.UNIFORM, n, "ordered", 0.5, g)
+    a_r, v = om2p.path(action, noise, r)
+    u = flow(obs, a_r, r, t)
+    residual = u - (v - (r - t) * om2p.exact_derivative(flow, obs, a_r, r, t, v))
+    for weight in (torch.ones_like(r), a_r, r, t, a_r * r, (t > r).float()):
+        product = (weight * residual)[(r < 0.98).expand_as(residual)]
+        assert abs(product.mean()) < 5 * product.std() / math.sqrt(len(product))
+
+
+def test_equal_times_make_the_target_the_velocity():
+    policy, b = small_policy(), random_batch()
+    noise, r = torch.randn(64, 2), torch.rand(64, 1)
+    a_r, v = om2p.path(b.action, noise, r)
+    expected = (policy(b.obs, a_r, r, r) - v).square().sum(1).mean()
+    for derivative in ("finite_difference", "exact", "zero"):
+        loss, _ = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, r, derivative)
+        assert torch.allclose(loss, expected)
+
+
+def test_no_gradient_flows_through_the_target():
+    """Eq. 2 has a stop-gradient: the loss differentiates as if u_target were a constant."""
+    policy, b = small_policy(), random_batch()
+    noise, r, t = torch.randn(64, 2), torch.rand(64, 1), torch.rand(64, 1)
+    a_r, v = om2p.path(b.action, noise, r)
+    target = v - (r - t) * om2p.exact_derivative(policy, b.obs, a_r, r, t, v)
+    constant = (policy(b.obs, a_r, r, t) - target).square().sum(1).mean()
+    loss, _ = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, t, "exact")
+    for p, q in zip(*(torch.autograd.grad(x, list(policy.parameters())) for x in (loss, constant))):
+        assert torch.allclose(p, q, atol=1e-6)
+    with pytest.raises(ValueError, match="magic"):
+        om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, t, "magic")
+
+
+def test_one_step_and_many_steps_follow_eq_3():
+    flow, noise = GaussianFlow(), torch.randn(1000, 1)
+    policy = MeanFlowPolicy(1, 1, 8, 1)
+    policy.forward = flow.forward
+    expected = (flow.m + flow.s * noise).clamp(-1, 1)
+    for steps in (1, 4):  # the exact mean velocity needs one step, and more change nothing
+        assert torch.allclose(policy.act(torch.zeros(1000, 1), noise, steps), expected, atol=1e-5)
+
+
+def test_recommended_learns_two_modes_where_a_zero_derivative_averages_them():
+    """design: with du/dr = 0 one step gives the conditional mean; ordered times and Eq. 5 give the modes."""
+    near = {}
+    for name, times, derivative in (("zero", "coupled", "zero"), ("recommended", "ordered", "finite_difference")):
+        torch.manual_seed(0)
+        policy, g = MeanFlowPolicy(1, 2, 64, 3), generator()
+        optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+        for _ in range(1500):
+            mode = (torch.randint(2, (256, 1), generator=g) * 2 - 1).float()
+            action = mode * torch.tensor([0.6, 0.6]) + 0.05 * torch.randn(256, 2, generator=g)
+            r, t = om2p.sample_times(om2p.UNIFORM, 256, times, 0.5, g)
+            noise = torch.randn(256, 2, generator=g)
+            loss, _ = om2p.mean_flow_loss(policy, torch.zeros(256, 1), action, noise, r, t, derivative)
+            om2p.descend(optimizer, loss)
+        with torch.no_grad():
+            a = policy.act(torch.zeros(2000, 1), torch.randn(2000, 2, generator=g))
+        near[name] = ((a.abs() - 0.6).norm(dim=1) < 0.25).logical_and(a[:, 0] * a[:, 1] > 0).float().mean().item()
+    assert near["zero"] < 0.05
+    assert near["recommended"] > 0.5
+
+
+# ----------------------------------------------------------------------------------------------- losses, Eq. 6 and 7
+
+
+class Linear(nn.Module):
+    """A critic with a closed form: Q = w . a + sum(o)."""
+
+    def __init__(self, *w: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w))
+
+    def forward(self, obs, action):
+        return (action @ self.w + obs.sum(-1))[:, None]
+
+
+def test_critic_loss_is_eq_7():
+    b, policy, noise = random_batch(), small_policy(), torch.randn(64, 2)
+    critics, targets = [Linear(1.0, 2.0), Linear(-1.0, 0.5)], [Linear(0.3, 0.0), Linear(0.0, -0.7)]
+    loss, info = om2p.critic_loss(critics, targets, policy, b, noise, gamma=0.9)
+    # one-step action of the target policy, by Eq. 3 itself
+    zero, one = torch.zeros(64, 1), torch.ones(64, 1)
+    a = (noise + policy(b.next_obs, noise, zero, one)).clamp(-1, 1).detach().numpy()
+    q_next = 0.5 * (a @ [0.3, 0.0] + a @ [0.0, -0.7]) + b.next_obs.sum(-1).numpy()
+    target = b.reward[:, 0].numpy() + 0.9 * np.where(b.terminal[:, 0] == 1, 0, q_next)
+    expected = 0.0
+    for w in ([1.0, 2.0], [-1.0, 0.5]):
+        expected += np.mean((b.action.numpy() @ w + b.obs.sum(-1).numpy() - target) ** 2)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert info["target_q"].item() == pytest.approx(target.mean(), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is None for p in policy.parameters())
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_policy_loss_is_eq_6(normalise):
+    b, policy, critics = random_batch(), small_policy(), [Linear(1.0, 2.0), Linear(-1.0, 0.5)]
+    noise, act_noise, r, t = torch.randn(64, 2), torch.randn(64, 2), torch.rand(64, 1), torch.rand(64, 1)
+    bc, _ = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, t, "exact")
+    a = (act_noise + policy(b.obs, act_noise, torch.zeros(64, 1), torch.ones(64, 1))).clamp(-1, 1)
+    q = (a @ torch.tensor([0.0, 1.25]) + b.obs.sum(-1)).detach()
+    expected = bc.item() - 3.0 * q.mean().item() / (q.abs().mean().item() if normalise else 1)
+    args = (policy, critics, b, noise, act_noise, r, t, 3.0, normalise)
+    loss, info = om2p.policy_loss(*args, "both", "exact")
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert om2p.policy_loss(*args, "bc", "exact")[0].item() == pytest.approx(bc.item(), rel=1e-4)
+    assert om2p.policy_loss(*args, "q", "exact")[0].item() == pytest.approx(expected - bc.item(), rel=1e-3)
+    assert info["q"].item() == pytest.approx(q.mean().item(), rel=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------- agent
+
+
+def agent(**options) -> Agent:
+    torch.manual_seed(0)
+    return Agent(5, 2, Config(**({"hidden_dim": 32, "hidden_layers": 2} | options)).resolve("expert"))
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+def test_twins_start_differently_and_targets_equal():
+    a = agent()
+    assert not torch.equal(weights(a.critics[0]), weights(a.critics[1]))
+    assert torch.equal(weights(a.policy), weights(a.target_policy))
+    assert torch.equal(weights(a.critics), weights(a.target_critics))
+
+
+def test_targets_move_by_rho():
+    a = agent(rho=0.25)
+    before = weights(a.target_policy), weights(a.target_critics)
+    a.update(random_batch())
+    for old, target, online in zip(before, (a.target_policy, a.target_critics), (a.policy, a.critics)):
+        assert not torch.equal(weights(online), old)
+        assert torch.allclose(weights(target), 0.75 * old + 0.25 * weights(online), atol=1e-6)
+
+
+def test_policy_step_leaves_the_critics_alone():
+    a = agent(learning_rate=0.0)
+    a.policy_optimizer.param_groups[0]["lr"] = 1e-2
+    critics, policy = weights(a.critics), weights(a.policy)
+    a.update(random_batch())
+    assert torch.equal(weights(a.critics), critics) and not torch.equal(weights(a.policy), policy)
+    # the policy's step gave the critics no gradients of its own
+    b = random_batch()
+    noise = torch.randn(64, 2)
+    a.critic_optimizer.zero_grad()
+    loss, _ = om2p.policy_loss(a.policy, a.critics, b, noise, noise, torch.rand(64, 1), torch.rand(64, 1))
+    om2p.descend(a.policy_optimizer, loss)
+    assert all(p.grad is None for p in a.critics.parameters())
+
+
+VARIANTS = [
+    {"preset": "paper"},
+    {"derivative": "exact"},
+    {"derivative": "zero", "times": "coupled"},
+    {"objective": "bc"},
+    {"objective": "q"},
+    {"normalise_q": False, "eta": 0.5, "xi": (2.0, 0.0, 0.0, 0.0)},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
+def test_every_variant_trains(options):
+    a = agent(**options)
+    before = weights(a.policy)
+    for seed in range(3):
+        info = a.update(random_batch(seed=seed))
+    assert not torch.equal(weights(a.policy), before)
+    assert all(torch.isfinite(x) for x in info.values())
+
+
+def test_terminal_and_time_limit():
+    """The critic learns reward / (1 - gamma) where episodes only run out of time, and the reward where they end."""
+    for terminal, expected in ((1.0, 1.0), (0.0, 1 / (1 - 0.8))):
+        a = agent(gamma=0.8, rho=0.05, learning_rate=3e-3)
+        b = random_batch(256)
+        b = b._replace(reward=torch.ones(256, 1), terminal=torch.full((256, 1), terminal), next_obs=b.obs)
+        for _ in range(400):
+            a.update(b)
+        with torch.no_grad():
+            assert a.critics[0](b.obs, b.action).mean().item() == pytest.approx(expected, rel=0.1)
+
+
+def test_q_term_moves_the_policy_to_better_actions():
+    """On data of uniform actions with reward -|a - 0.5|^2, cloning stays at 0 and OM2P moves towards 0.5."""
+    means = {}
+    for objective in ("bc", "both"):
+        a = agent(objective=objective, gamma=0.0, learning_rate=1e-3)
+        g = generator()
+        for _ in range(400):
+            obs, action = torch.randn(256, 5, generator=g), torch.rand(256, 2, generator=g) * 2 - 1
+            reward = -(action - 0.5).square().sum(1, keepdim=True)
+            a.update(Batch(obs, action, reward, obs, torch.zeros(256, 1)))
+        means[objective] = a.act(torch.randn(1000, 5), generator=generator()).mean().item()
+    assert abs(means["bc"]) < 0.1
+    assert means["both"] > 0.25
+
+
+def test_acting_draws_from_the_given_stream_only():
+    a, obs = agent(), torch.randn(10, 5)
+    state = torch.get_rng_state(), a.generator.get_state()
+    first, second = (a.act(obs, generator=generator(3)) for _ in range(2))
+    assert torch.equal(first, second) and first.abs().max() <= 1
+    assert torch.equal(state[0], torch.get_rng_state()) and torch.equal(state[1], a.generator.get_state())
+
+
+def test_usable_alone(tmp_path):
+    """om2p.py copied into another project needs torch and numpy only."""
+    (tmp_path / "om2p.py").write_text((ROOT / "om2p.py").read_text())
+    code = """
+import sys, torch
+for name in ("pettingzoo", "gymnasium", "tqdm", "matplotlib", "mujoco", "data", "envs"): sys.modules[name] = None
+from om2p import MeanFlowPolicy, mean_flow_loss
+p = MeanFlowPolicy(4, 2)
+zeros, ones = torch.zeros(3, 2), torch.ones(3, 2)
+loss, info = mean_flow_loss(p, torch.zeros(3, 4), zeros, ones, zeros[:, :1], ones[:, :1])
+loss.backward()
+assert p.act(torch.zeros(3, 4)).shape == (3, 2)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+
+
+# ------------------------------------------------------------------------------------------------------------- envs
+
+
+@pytest.mark.parametrize("name", envs.SCENARIOS)
+def test_particle_worlds_match_recorded_trajectories(name):
+    """One episode of each world in float64, recorded from the environment that made the public data."""
+    numbers = np.frombuffer(zlib.decompress(base64.b85decode("".join(GOLDEN[name].split()))), "<f8")
+    world = envs.ParticleWorld(name, dtype=torch.float64)
+    A, E, O = world.total_agents, len(world.sizes), 24
+    shapes = [(1, E, 2), (25, 1, A, 2), (25, A), (A, O)]
+    parts = np.split(numbers, np.cumsum([math.prod(s) for s in shapes])[:-1])
+    position, actions, rewards, last = (torch.from_numpy(p.copy()).view(s) for p, s in zip(parts, shapes))
+    world.set_state(position)
+    for action, reward in zip(actions, rewards):
+        world.advance(action)
+        assert torch.allclose(world.rewards()[0], reward, rtol=0, atol=1e-9)
+    team, prey = world.observations()
+    seen = [*team[0], *([] if prey is None else prey[0])]
+    for row, expected in zip(seen, last):
+        assert torch.allclose(row, expected[: len(row)], rtol=0, atol=1e-9) and not expected[len(row) :].any()
+
+
+@pytest.mark.parametrize("name", envs.SCENARIOS)
+def test_worlds_of_a_batch_do_not_mix(name):
+    world, alone, g = (envs.ParticleWorld(name, dtype=torch.float64) for _ in range(2)), None, generator()
+    world, alone = world
+    world.reset(5, g)
+    start, actions = world.position.clone(), torch.rand(25, 5, world.total_agents, 2, generator=g).double() * 2 - 1
+    alone.set_state(start[3:4])
+    for action in actions:
+        world.advance(action)
+        alone.advance(action[3:4])
+    assert torch.allclose(world.position[3], alone.position[0], atol=1e-12)
+    assert torch.allclose(world.rewards()[3], alone.rewards()[0], atol=1e-12)
+
+
+def test_coincident_bodies_give_finite_numbers():
+    world = envs.ParticleWorld("world")
+    world.set_state(torch.zeros(2, 9, 2))
+    for _ in range(3):
+        world.advance(torch.ones(2, 4, 2))
+    assert torch.isfinite(world.position).all() and torch.isfinite(world.rewards()).all()
+
+
+def test_starts_are_uniform_in_their_squares():
+    world = envs.ParticleWorld("tag")
+    world.reset(4000, generator())
+    for entities, half in ((slice(0, 4), 1.0), (slice(4, 6), 0.9)):
+        x = world.position[:, entities].flatten().numpy()
+        assert scipy.stats.kstest(x, scipy.stats.uniform(-half, 2 * half).cdf).pvalue > 1e-3
+
+
+class RandomAgent:
+    def act(self, obs, *, generator):
+        return torch.rand(len(obs), 2, generator=generator, device=obs.device) * 2 - 1
+
+
+def test_evaluation_is_repeatable_and_changes_no_other_stream():
+    world, agents = data.Behaviour("world").env, [RandomAgent()] * 3
+    state = torch.get_rng_state()
+    first, second, other = (envs.evaluate(agents, world, 20, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other) and first.shape == (20,)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_world_without_its_prey_refuses_to_step():
+    world = envs.ParticleWorld("tag")
+    world.reset(1, generator())
+    with pytest.raises(ValueError, match="prey"):
+        world.step(torch.zeros(1, 3, 2))
+    with pytest.raises(ValueError, match="choose from spread, tag, world"):
+        envs.ParticleWorld("chess")
+
+
+@pytest.mark.parametrize("name", envs.SCENARIOS)
+def test_pettingzoo_view(name):
+    parallel_api_test(envs.ParticleParallelEnv(name), num_cycles=60)
+    parallel_seed_test(lambda: envs.ParticleParallelEnv(name))
+
+
+def test_pettingzoo_view_equals_the_batched_world():
+    prey = data.Behaviour("world").env.prey
+    view, world = envs.ParticleParallelEnv("world", prey), envs.ParticleWorld("world", prey)
+    obs, _ = view.reset(seed=5)
+    batch = world.reset(1, generator(5))
+    assert view.agents == ["agent_0", "agent_1", "agent_2"]
+    actions = torch.rand(25, 3, 2, generator=generator()) * 2 - 1
+    for k, action in enumerate(actions):
+        assert np.array_equal(np.stack(list(obs.values())), batch[0].numpy())
+        obs, rewards, terminated, truncated, _ = view.step(dict(zip(view.agents, action.numpy())))
+        batch, batch_rewards, _ = world.step(action[None])
+        assert list(rewards.values()) == batch_rewards[0].tolist()
+        assert not any(terminated.values()) and all(v == (k == 24) for v in truncated.values())
+    assert view.agents == []
+
+
+def test_gif_has_a_frame_for_every_step(tmp_path):
+    from PIL import Image
+
+    envs.save_gif([RandomAgent()] * 3, data.Behaviour("world").env, tmp_path / "a.gif", seed=0, episodes=2)
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.n_frames == envs.EPISODE_STEPS
+        frames = [np.asarray(picture.convert("RGB")) for _ in (picture.seek(k) for k in (0, 24))]
+    assert (frames[0] != frames[1]).any()
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.fixture(scope="session")
+def expert(tmp_path_factory) -> Path:
+    """A small data file, made as a user makes one."""
+    path = tmp_path_factory.mktemp("data") / "expert.npz"
+    command = ["collect", "--env", "world", "--quality", "expert", "--transitions", "25000", "--out", str(path)]
+    assert data.main(command) == 0
+    return path
+
+
+def test_collected_data_is_what_it_says(expert):
+    d = data.Dataset.load(expert, "world")
+    assert len(d) == 25_000 and d.meta["quality"] == "expert" and d.meta["noise"] == 0.1
+    returns = d.rewards.mean(1).view(-1, 25).sum(1)
+    assert d.meta["mean_return"] == pytest.approx(returns.mean().item(), rel=1e-5)
+    assert d.terminals.sum() == 0
+    # within an episode, each next observation is the following observation
+    obs, next_obs = d.observations.view(-1, 25, 3, 24), d.next_observations.view(-1, 25, 3, 24)
+    assert torch.equal(next_obs[:, :-1], obs[:, 1:])
+    # the velocity in an observation follows from the positions, so columns and rows are where they belong
+    moved = next_obs[..., 2:4] - obs[..., 2:4]
+    assert torch.allclose(moved, 0.1 * next_obs[..., :2], atol=1e-5)
+
+
+def test_data_replays_in_the_environment(expert):
+    """Stepping the world from a recorded state with recorded actions gives the recorded rewards: prey included."""
+    d = data.Dataset.load(expert)
+    world = envs.ParticleWorld("world", d.prey)
+    obs, own = d.observations[:2000], d.observations[:2000, 0, 2:4]
+    landmarks = own[:, None] + obs[:, 0, 4:14].view(-1, 5, 2)
+    prey = own + obs[:, 0, 18:20]
+    agents = torch.cat([obs[:, :, 2:4], prey[:, None]], 1)
+    velocity = torch.cat([obs[:, :, :2], obs[:, :1, 20:22]], 1)
+    world.set_state(torch.cat([agents, landmarks], 1), velocity)
+    next_obs, rewards, _ = world.step(d.actions[:2000])
+    agree = (next_obs - d.next_observations[:2000]).abs().amax((1, 2)) < 1e-3  # stiff contacts amplify rounding
+    assert agree.float().mean() > 0.99
+    assert torch.allclose(rewards[agree], d.rewards[:2000][agree], atol=1e-3)
+
+
+def test_same_seed_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        data.make("world", "medium-expert", tmp_path / f"{name}.npz", transitions=500, seed=3)
+    a, b = (data.read_npz(tmp_path / f"{name}.npz") for name in ("a", "b"))
+    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+    other = data.collect("world", "medium-expert", 500, seed=4)
+    assert not np.array_equal(other.actions.numpy(), a["actions"])
+
+
+def test_shipped_policies_reach_their_recorded_and_the_published_returns():
+    behaviour, published = data.Behaviour("world"), {"random": -6.8, "medium": 43.3, "expert": 79.5}
+    span = published["expert"] - published["random"]
+    acts = {"random": data.random_actions(behaviour.env, 1), **{q: behaviour.policy(q) for q in ("medium", "expert")}}
+    for quality, act in acts.items():
+        value = data.mean_return(act, behaviour.env, episodes=1000, seed=7)
+        assert abs(value - behaviour.meta[f"{quality}_return"]) < 4
+        assert abs(value - published[quality]) < 0.1 * span
+
+
+def test_medium_replay_is_a_training_run_until_a_return():
+    """With a low bar, to be quick: whole episodes in order, and a team that has just reached the bar."""
+    behaviour, seen = data.Behaviour("world"), []
+    recipe = dataclasses.replace(data.RECIPES["world"], seed=behaviour.meta["seed"])
+    team, replay = data.train_team(behaviour.env, recipe, 0.0, lambda step, value, team: seen.append((step, value)))
+    assert replay.size == seen[-1][0] and seen[-1][1] >= 0.0 > max(value for _, value in seen[:-1])
+    assert data.mean_return(team.target_act, behaviour.env) == pytest.approx(seen[-1][1])
+    arrays, returns = data.in_episodes(replay, behaviour.env.episode_steps, replay.size)
+    obs, next_obs = (arrays[k].view(-1, 25, 3, 24) for k in (0, 3))
+    assert torch.equal(next_obs[:, :-1], obs[:, 1:])
+    assert len(returns) == replay.size // 25
+
+
+def spoil(path: Path, out: Path, **changes) -> Path:
+    """A copy of a data file with arrays replaced (by a function of the old one) or left out (None)."""
+    arrays = data.read_npz(path)
+    for name, change in changes.items():
+        new = change(arrays.get(name)) if callable(change) else change
+        arrays = {k: v for k, v in arrays.items() if k != name} | ({} if new is None else {name: new})
+    np.savez(out, **arrays)
+    return out
+
+
+def with_nan(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x.flat[7] = np.nan
+    return x
+
+
+def meta_with(**changes):
+    return lambda old: np.array(json.dumps({k: v for k, v in (json.loads(str(old)) | changes).items() if v != "gone"}))
+
+
+SPOILED = {
+    "has no array actions": {"actions": None},
+    "has no array meta": {"meta": None},
+    "observations is float64": {"observations": lambda x: x.astype(np.float64)},
+    "observations is complex64": {"observations": lambda x: x.astype(np.complex64)},
+    "rewards is float32 of shape": {"rewards": lambda x: x[..., None]},
+    "rewards has shape": {"rewards": lambda x: x[:-1]},
+    "actions has shape": {"actions": lambda x: x[:, :2]},
+    "2 agents": {k: (lambda x: x[:, :2]) for k in data.ARRAYS},
+    "20 observations": {k: (lambda x: x[..., :20]) for k in ("observations", "next_observations")},
+    "rewards holds NaN": {"rewards": with_nan},
+    "next_observations holds NaN": {"next_observations": with_nan},
+    "actions reach 2": {"actions": lambda x: 2 * np.sign(x)},
+    "holds no transitions": {k: (lambda x: x[:0]) for k in data.ARRAYS},
+    "terminals must be 0 or 1": {"terminals": lambda x: x + 0.5},
+    "meta is no JSON": {"meta": np.array("{")},
+    "meta lacks quality": {"meta": meta_with(quality="gone")},
+    "meta lacks env": {"meta": np.array("[]")},
+    "meta: mean_return": {"meta": meta_with(mean_return="high")},
+    "meta: quality": {"meta": meta_with(quality="best")},
+    "meta: expert_return": {"meta": meta_with(expert_return=-4.0, random_return=-4.0)},
+    "holds data of tag": {"meta": meta_with(env="tag")},
+    "has no prey": {"prey_weight_0": None},
+    "prey": {"prey_weight_1": lambda x: x[:-1]},
+    "Object arrays": {"actions": lambda x: np.array([{}], dtype=object)},
+}
+
+
+@pytest.mark.parametrize("message", SPOILED)
+def test_spoiled_data_is_refused_in_one_line(message, expert, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spoil(expert, tmp_path / "expert.npz", **SPOILED[message])
+    assert om2p.main(["--data", "expert.npz"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "expert.npz" in error and error.count("\n") == 1
+    assert os.listdir() == ["expert.npz"]
+
+
+def test_files_of_another_kind_are_refused(expert, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = expert.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    touched = tmp_path / "unpickled"
+    evil = f"cposix\nsystem\n(S'touch {touched}'\ntR.".encode()
+    files = {"empty": b"", "short": whole[: len(whole) // 2], "flipped": bytes(flipped), "pickle": evil}
+    for name, content in files.items():
+        Path(f"{name}.npz").write_bytes(content)
+    with zipfile.ZipFile("zip.npz", "w") as file:
+        file.writestr("actions.npy", evil)
+    Path("folder.npz").mkdir()
+    before = sorted(os.listdir())
+    for name in (*files, "zip", "folder"):
+        assert om2p.main(["--data", f"{name}.npz"]) == 2, name
+        error = capsys.readouterr().err
+        assert f"{name}.npz" in error and error.count("\n") == 1, error
+    assert sorted(os.listdir()) == before and not touched.exists()
+
+
+REFUSED = {
+    "nosuch.npz": ["--data", "nosuch.npz"],
+    "tag-expert.npz": ["--data", "tag-expert.npz"],
+    "no folder": ["--data", "no/expert.npz"],
+    "--bogus": ["--bogus", "1"],
+    "--steps": ["--steps", "0"],
+    "--gamma": ["--gamma", "nan"],
+    "--rho": ["--rho", "1.5"],
+    "--preset": ["--preset", "best"],
+    "--xi": ["--xi", "-1", "0", "0", "0"],
+    "--delta-r": ["--delta-r", "0"],
+    "--equal-share": ["--preset", "paper", "--equal-share", "0.5"],
+    "--derivative-dtype": ["--derivative", "exact", "--derivative-dtype", "float64"],
+    "--eta": ["--objective", "bc", "--eta", "1"],
+    "--times": ["--objective", "q", "--times", "ordered"],
+    "--hidden-dim": ["--hidden-dim", "many"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_bad_settings_are_refused_in_one_line(message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = om2p.main(REFUSED[message])
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and error.count("\n") == 1
+    assert os.listdir() == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    d = data.collect("world", "expert", 50, progress=False)
+    (tmp_path / "expert.npz").write_text("earlier")
+
+    def full(file, **arrays):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        d.save(tmp_path / "expert.npz")
+    assert os.listdir(tmp_path) == ["expert.npz"] and (tmp_path / "expert.npz").read_text() == "earlier"
+
+
+# ------------------------------------------------------------------------------------------------- presets and runs
+
+
+def test_presets_are_what_the_readme_says():
+    paper, ours = Config(preset="paper").resolve("medium"), Config().resolve("medium")
+    assert (paper.times, paper.delta_r, paper.derivative_dtype) == ("coupled", 1e-12, "float64")
+    assert (paper.eta, paper.xi, paper.normalise_q) == (1000.0, (0.0, 0.0, 0.2, 0.0), False)
+    assert (ours.times, ours.equal_share, ours.delta_r, ours.derivative_dtype) == ("ordered", 0.5, 1e-3, "float32")
+    assert (ours.eta, ours.normalise_q) == (1.0, True)
+    assert Config().resolve("medium-replay").eta == 10.0
+    mixed = Config(preset="paper", times="ordered", eta=3.0, delta_r=1e-3).resolve("medium")
+    assert (mixed.times, mixed.eta, mixed.derivative_dtype, mixed.normalise_q) == ("ordered", 3.0, "float32", False)
+    assert mixed.resolve("medium") == mixed
+
+
+def run(folder: Path, *options: str, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "om2p.py"), *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=150, **kwargs)
+
+
+SMALL = ("--hidden-dim", "32", "--hidden-layers", "2", "--eval-episodes", "4", "--final-episodes", "8")
+
+
+def test_the_command_line_from_an_empty_folder(tmp_path, expert):
+    (tmp_path / "expert.npz").symlink_to(expert)
+    result = run(tmp_path, *SMALL, "--steps", "30", "--eval-every", "10")
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr and "normalised score" in result.stdout
+    folder = tmp_path / "runs" / "world-expert-seed0"
+    assert sorted(os.listdir(folder)) == ["checkpoint.pt", "config.json", "curve.png", "metrics.csv", "rollout.gif"]
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [10, 20, 30]
+    assert all(math.isfinite(float(x)) for row in rows for x in row.values())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["hidden_dim"] == 32 and config["eta"] == 1.0 and config["data_meta"]["env"] == "world"
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 30 and len(state["agents"]) == 3
+    policy = MeanFlowPolicy(24, 2, 32, 2)
+    policy.load_state_dict(state["agents"][0]["policy"])
+    assert run(tmp_path, *SMALL, "--steps", "2").returncode == 0
+    assert (tmp_path / "runs" / "world-expert-seed0.1" / "rollout.gif").exists(), "the earlier run is kept"
+
+
+def test_missing_data_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "TRANSITIONS", 2000)
+    made = data.load_or_make("world-medium.npz", "world")
+    line = capsys.readouterr().out
+    assert "making world-medium.npz: medium data of world" in line and line.count("\n") == 1 and "MB" in line
+    loaded = data.Dataset.load("world-medium.npz", "world")
+    assert len(made) == 2000 and torch.equal(made.observations, loaded.observations) and made.meta == loaded.meta
+
+
+def trained(tmp_path: Path, expert: Path, name: str, **options) -> torch.Tensor:
+    """Weights after 20 steps."""
+    config = {"steps": 20, "hidden_dim": 32, "hidden_layers": 2, "final_episodes": 2, "eval_episodes": 2} | options
+    agents, _ = om2p.train(Config(data=str(expert), out=str(tmp_path / name), **config))
+    return torch.cat([weights(a.policy) for a in agents])
+
+
+def test_same_seed_same_weights_whatever_the_evaluation(tmp_path, expert):
+    first = trained(tmp_path, expert, "a", eval_every=20)
+    torch.rand(5)
+    assert torch.equal(first, trained(tmp_path, expert, "b", eval_every=3, eval_episodes=5, save_every=7))
+    assert not torch.equal(first, trained(tmp_path, expert, "c", seed=1))
+
+
+def test_ctrl_c_saves_and_prints_the_same(tmp_path, expert):
+    (tmp_path / "expert.npz").symlink_to(expert)
+    command = [sys.executable, str(ROOT / "om2p.py"), *SMALL, "--steps", "1000000", "--eval-every", "10"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, **pipes)
+    metrics = tmp_path / "runs" / "world-expert-seed0" / "metrics.csv"
+    deadline = time.time() + 60
+    while not metrics.exists() and time.time() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert "normalised score" in out
+    assert sorted(os.listdir(metrics.parent)) == sorted(
+        ["checkpoint.pt", "config.json", "curve.png", "metrics.csv", "rollout.gif"]
+    )
+
+
+def test_om2p_beats_its_data(tmp_path, expert):
+    """The real thing, small: on 25,000 expert transitions it plays as well as the data within a minute."""
+    options = {"steps": 600, "hidden_dim": 64, "hidden_layers": 2, "final_episodes": 400, "eval_every": 600}
+    _, summary = om2p.train(Config(data=str(expert), out=str(tmp_path / "run"), learning_rate=1e-3, **options))
+    assert summary["return"] > 0.9 * summary["data_return"]
+
+
+def test_fast_products_keep_float32_precision():
+    before = torch.get_float32_matmul_precision()
+    om2p.fast_products(torch.device("cpu"))
+    a, b = torch.randn(256, 512, generator=generator(1)), torch.randn(512, 512, generator=generator(2))
+    assert ((a @ b).double() - a.double() @ b.double()).abs().max() < 1e-3
+    torch.set_float32_matmul_precision(before)
+
+
+# One episode of each world: start positions, actions, rewards, last observations (padded to 24), float64, compressed.
+GOLDEN = {
+    "spread": """
+c-pO$c{tSj9>*EWAXy^WPRP_jlH#5g^!>Tkd#htfC(E%U=aROYD4{#bTBw|Z${|ZyEQRERBcI>cMwZBOhGS=#F~(qIMBBa3eaxKaG5_}Y=k>fl&-?j)-
+`~&o`+S-5oA7l98o-(|{pOCz0HWVpw$=VT3#uHk+XjdG!1s!#QPQuI5Yg5(ptXqwa<?XA9hK?eS79GhP~QbU3JShKXPN<9)W7(8xD55?FK;X?u7`|7zb
+2b<8WQ<`%>kdBm4Ci^agQPBXNOHfrF9vo%VzM}{Ig)KUnPJu5i!mb_(yVGi%J(OQDlqqbu)BJX#ITrMMjs_Frsa<^b?(&2K7|`LnYO<5KJx&FQh#XTEF
+$!Gvap^{b(SQS3;wWgTK;uVjfnZFtc-?*XGP7)bEii6J%2_@FysCdz(J%Mb5cTDLFqfprhwc=A<_TtY2D51;{s{yiD=4<&kxQT;A&m)Taug==*Py9B1X
+35Ii-WlTCVzn4a%y(mfkc`1dC~IzM*_{P!zl|E-7*3G|Nc+rJdd7a=7gC4?wfi+0qqV$-bunnxvfY+5vC47t9Yl{t{k0RLN>iaNCO$hfb0MQW-N6*U&|
+xN~%Y|C$eBrp>7z)v6|oS`H4tQhgt$ngWm{fBO1CUJc?Fef}^S@z?zXl#XATdq0L$IMpXh^~QnFzVwHy-T%%f8W6Hbh=b)ORzzwBN8mTwa93B!xd)}4x
+^nb9eFT!WZVd7^q9D8DCR+1Hf8);)1^JMVYnaV~-(@-5eRF-tGripM@{I{NV$`XeN2fqK(y=WdT@m=hXd%>Vgc(p?(68FQy<M<hI`{M4t#zfyeD@}K<&
+Xw`AECen(q5+lFfV3uXF3|umJ*`z;m#TGp@u4nk$*?;-kz7WjeP|pD)-tgq^1$JZohJK^(c6mjjqIaSEI^cC&uPpHYC-CKcpw;gM~HORjvLx=(pZDqH~
+skI%a(J4*Cv4oz4i|b4R1#eURQJh{!uvfQgky_p)v_toLj-a!{rtiebzSUT-&C*x$t|FQ|g!KU7&Pe_(^1mwz51su-zP)-ZnBo&kObqpq6LX3-nd?6Xa
+b9-u$^n6}{Bh+aMq+ReEz3+m*AWV!KV<cBV(|D*=M6>-u~bl@OXL~-0V(L;cns$WzSi$*7;F;R^fHqZ(zDC^oP;7(P231z+t5hw>^LZ#V=OjiA|xnvYH
+b!)K3=7-4O>WJ1v85{P@ev0SOOOSu)*tpU9pWzYXo@5kr3fUJtYOjuLfl^PN!x)u<o@1qqC9hdHEVUpZqnira5hN#f)k3&LbWNcfjG;ScH#)k+48UHm-
+?$lR`EcV<&grn?8PJwtrTjrE13b0RB{47y#k$|gH2O4)%6v@2Q_9{z^UXd<l_M=EV(~_UOwJ^%tR&kn3_L(>_CtA%z741quDK^(V<Wo=4b=0V26{)$Oq
+SE0LC@TBLg3%0p+LbWndkos^vK+D=Qp)L7gv+?+QmTbZGVfM{?Y*=i;tA5wcL>X8SbVW@hLDRkP;_9N29Riz|&urD8P_#>>Oq8#MW}GOo1+uZXm=EPWh
+D0ur9_LIMtO<qa>j5`>5MtrkgRJIik*DfVhB0`P5<joVF0t6)x0%p>GvpjP}o}4m3?n#*(z_{xeYl-E6bC=c1J`{G^eq7`+DgJQQVq>~YCE=+bWQ(Kl4
+X`C4H{bB}rTN3b@du9x4bf%CP;Yfs0)7n0aon(zHkZxb(u^I1<7H><iNjtx5{>qOp^z~`PcDPYviIA5!#g|1YPwS-u7qJL&#iio>pkT%Gwh+urZ-&@CR
+w}>>JX!+{!uU|ePz8+`gB|Yu^fYuUw8XUOPq>ZnoN}O~zl`YJeGvS6GEoE^YN%}D{VhQnedqKm4hJ89h44%ttb@3GD(nzqup-aMyPu`<fc2k(_C2wn&h
+dOxiFj>(lRZc+tf4p`K?;k{Qwk^!7Pgt<ey?%bkxdRcb)ukfc#BqaaY7AJgfoFLBC2K?!JL%iH<?i)CDEg)4$ba68V_SDpB3=~y328msD0+@W4D(aZ*Z
+#H*DcG^BJPR9<E>9{s(X;~@gGhnbM||}^`g#?o&#jIt97n-+sTP;rnBbP^WP5IM2qkCrn>2F>c%}idx2|p;qT_dun_d*btecC>QsgGVY&MbHlq81b8b1
+!$l0^s7E+#u@LV}+kR`Y`~R!yywPe<BOi@d?EuCJcou=7^;RmK?lq1IpHST-Asp8ShaZZ(1y9jdrCCnfOv8rv8ILoP7)D(05V5ir{#mfMEmNyy4Nb--F
+m63g2#5u1H(0^&y-3pw6W*y_Atb>3(-Kdk0QUpxPQ0SqNg#Q
+""",
+    "tag": """
+c-pPjdo<Mf8wc>BM78PW)~~FZblWiNQt9Fu(MYW5f>IKNtaeN6W>Q&6lrFjnxl|ZtTq;sx=J^gYuA6qmU|ffpsW3tpRBHWxNB(er^Uv?MpMPHGd(QKGz
+VGv#=X}rim8u3Y&5VbZoUW>9qb3l?3{iEyyg|(##Vad*YC!js^Yt&rNipczi>B{2I&sEj$#na<Vm$C<^H~P>1@@XZ_DRc1F?@OC0)>tTV0l{aqgFx@vL
+9UZa(1kR3I930_{~n<8y#PRH*irB_=T(11W7%KS;4v7Z*`z{lYYdalz_Fam6xyIx{Krczty>?ZZk3AaKQVA=CzO2%EtQl&L<WxT$+n-e>Dozntly~3d_
+wo9o=L7`~7<M8C-1xQP%kwWABHUq0x0RepU_GrD&dOJk|+bb5<$3SR6;0fvKx@d>OE*W;GE5)nomfPrXOYh6G^GF)p)DiN*=i-|K^HoZ#Tsp4-{}-7w*
+@&3gKF8hCp;Y0DVJ=xUyu#GqG>_3zd)x@6Ulkhc7wd(O=Ys9&i^5AI{4XUgsfU48?^k|(P5(XU|WQkl*^?-Gp5v^*??(y=)<yw`uYzqt+u4}RTuJ3bAq
+(;dv$YKfry>kqFACY6KN<@vJ~)*S_ML&Zns*ZGifs@vFZ%3ovs%85u{aIyu0*Hg(srq)Os=ni15Yz3v?yk%V}jSzZ%#;l?^#Oah=-wa<KF6r90Jbj`Vw
+oT@hG)Bqr9_=@_|G7q>F)AmMey_papstp+=B*H1-oE-;01bkfOk%Ju6O#M1#1)}=aEu?YFMXf`0<W7X93Xe$UlnKU2d_k6^&1c2V*@@~?Db1T$9Bk5c@
+fdGQvlobtLG+*IT#BIsf@)ZQE64S{hYxz5XawXs=pz^nVzH#n?B#eKYG)^ysQo9Z8CSiUBCy!^5^UYrseRj7LS_Z0s`*popRA&6@zT<hLu$1Ht?AoZ#1
+`~24^$uH6x|Pz!shkF5C4dY9F{{Xz;ul;@h?7we?rvLv2pWItBqdS3i30s>i_sV>%H&wF6XKtr9h>nvv@>i!+J(3=$ZI?g@Eq=xKj5OP0|B2Qt_A=Gr{
+R#rz8sRJT1rBMX<BAyN{q*!@h&lGhAIouQ}t8I9<z?H6ZvF$WGDlI_&s)Z*QUfb8a!c9?o=cuvO0SZuE;(YR1m1pWr}uxwQ(BsiDWDYB%{M)F%K>1;)Z
+5{K460S}nuaxR{4MzGgCx;#$;g37r=^k1?tiN~tCDtUskO{C+Sg*;4Cr{AW$7l6mQ$OJ3(S`1N91;6AHn7K8?y}(k4K6#T>Mej!TBS6`U9GQu$-wcO;5
+Z?!{<Lw>#-(AJS3udtLpappIGVgv45uly7=xi9B07mw;J^j~(Xt&@*j}x^Hh+{z?5<LsiDr9hl^`~N7kgIR)?7_xDU%QE{)#ael67E*~vICVHG*UZXm7
+-^ytIKPm9uGe_dBRgV@*S|Te<fN>gUs;Xgwp3M7|yrykBWQ>H+(jp*;+1uxx*XlLv&tXFl3*Y%|8noqC-31Db-@=(IxfH+yXEdZ1lQ1@?OSFx2O+ZEL?
+WF|IxOpBAlk>n?;pW!||@fSm%^h6ohOniWOC2O7sS`2X1`Szrsrudkf%(UZF7cYBkbq`9j~SQgAahG1t^hMq1P}U&q)AxTF;~l<}+?QyuCYYh|Tq&=+V
+W*~Uk5Sg@1HRz6(06S5<KRfPWWi2-W<1(<V_uY2J*2OM$}Gad|=KxtO4=)yWaE~_w#U!$51hL>Dj4+j!RG-pfPf@*-++heJ)C>@uEW`Az*NWm2;q{Ktl
+N+5Tg(jU%~5XzkT55#PGjyt07wA{0}1BNDI$z|RPT-LPy$24XgDDLZN`RgDPcGPzF=x<6x<D6FJmTqTw_a*df$EU|&h~cS=l-h89lv%ymsSIR0Fx?xIo
+ABqSo|9|s1Yl9Hi&?lZ8749EB$Ih8<g&JWf2@!TwpPj&(tIwIHAjooEbDQwKtIAo<0-lnNZ*~4y+D4Ot+QE&5UMjKog0oUhu|%mE$1B(yb@O0dEIBgo$
+reB9ZiJrQNb%Rcj{B1HlEPCzeI>vOvBZr1CG$j+q}%dqZ;DN&R@93u7c9#$#)xO7URGaiqzhx5TpM%`ba5;D^F0j>8Sq9=Aay5cINLJ9ZE<PITESUl$m
+xlB#In~j)T+HHEKx|ITD`a!wTwNk5G;f#d13nQTY(%2pY6UrjhL=iX4d#X)$cUdn1Y*iOt<Vliv*(QRGPYONK426*Eze5VXSj^!JKcC`T~G7}Gv6i6Tc
+L*R0twawLx&iA1%=zM+>SiW~{*kE{~vYZ66{L~eyg#+`rP_unNlt<GJx7`ac5gb%+$!D-}Kjs$Iz)~8h?^O7SWT)xye^Mes(ylaW3?OWFx6DpU6{dRYf
+DC6C=cfZzfqb^a%UgM=bQa|2!Ss1H&*qDf!7bIFFBT>eiPJMfXHl#~*|7wzUVx)e&$cdY$sbE5EAkS$_u&x1aTR0^lioiK((%BccG{DIjZqAnOy%@H*b
+5n41JF4^7(ENk@K$!Do$}?LLcGE2Ugpc0?)uVIECATWj`EJUhlFCdxvZB05cj^;JTD7J>td@;!bbpmc`=7uB<AomT5B35%k6AiVz{lg2^uT)Sr=$Nh|N
+BXOPp<vALkK;#0R`2w#Ms!aH{WN27^KuA5qItT(212?f6t&3PpMcltAFW-4BPzJUhyk*%-Mc#P3nhl`EfKq%&0nh=!8oV>bM;$vTDsnM^$o3jzJL;>N>
+S{`C0#Xem5;~OEI?-ek_mP!A@w!?EYJ4)PHJ)mr-X*Z*T3#8f%L$+*=Y1-m&NPpNHSVvIZw&mYo<Kzj%raQwCsk-Z(n%Z~0*~KTO!u%HVhGgd+u98yj2
+v$McWBZ(6m*&X4Y`K&F<?uHW5@A^Dmw^X^HoOgYI|Ij|1|oAuHacZo6SA!Fq)_us?le&FbSe496n&KpPb<7oc>JMZ}OH_-U~TL
+""",
+    "world": """
+c-n>5c{J4P9|v$H-FsWEYPeLAq7*JIqSW;nmt={eO)5(&6lF^Yxup$}CE`kpwLw|NPM`10*h6G2GnU3K%b;Y*_UrtP`kgcPcg}tOd7bAxpU*k(=X0Jvo
+?bx_VyS8oYS8+t!ge-8XZWP1#Ox4?a`_+1=&|suhnW0>zq`@BvbK4>NFV+h(6#KaP$!<t*1An8ti@rqrjhQ_61=z7Z{5O<RLHFOg`JVviPt~OW+hp)VI
+s*tFTt=44D3VxteEJ7v#VRQjXdk{RhHm}TIqTikFa$We$@r%g^M&ZbGw1>ziSx3+gCIsVWThv54v1u3x%8E8TaWcFKXfUIuH(xw^J`6K*i*3K*-}4$lL
+$D?rfalu3a=5Sjo1iWC@r4=szPyNNtd&;^!+n@2p-H{EvQf2d=3?5C_^``GhN4rD2jtzsHl6Owf-Nz1!s22bLry{!{8MIH<74MEpr9(5X@WW7}JQ^wXw
+>?Nul1;V@0H^l)q#@^xQpbk{ur=jXVQubl>fFF<!+{1G>>x^O~#kix*#pLE+g#~Xk2rzPkd>-(Auk^Z}Ew{y!Na(AB1#hg@ZxmD^<d%=Q;Z3~1);vb^7
+^q_>PRWYiNo`*fq2!pAH@XA2?AnNw~b?NH)I(TR=uAk8qh}Ojlk6s?&zyZViwq-}l!7@N><%R}(*v2aV`t!#e5IY)cJlRBp9T~ELeBo_4oFrU5+s=l{o
+qx|MFH8lQjT|fw=0Me)#*{lYgSXGGE9rkDE+bQIl5C1_i)XsUMum1LmFo{Jeq4pQp^GJ~H?kmRdxgDV;yaAc(340IXa~Z5{8wMoFz`xDBqkb?A!cNCXS
+sJKG%j>2G}Y*VXI4&!-e$eWUQSoUit-3decbbhRV8AgK=--y=q_;Y7q_zgtsaiZzZZ(>q+tYX(4<ItV7NrK{qVYO(Aqrx+HOZRo|77NPIt?MMd!0F=;y
+SfoOe${hIBI+FAi4C?xn%nRtqL0kAN4yd!7<0V1RqmB{^4m8^n~`|5iz=$A|Lwy4!tAVdm&zyCqx}MwK2>Rrjq2hz1!2)e=k-r?u{-5O7R6<DJRxGz_(
+6M0OOlgDDY4sVih-oO+=lze)|LY!-+&P;Nt$jR}>GyX%0N@<H5QD;K3|eE9?ovvH^TDdwc)Gkj&e#KBFC4bkr;Bf4g5P>fpdE8mg}ZCVu)2iP@e&Y!--
+jLwFPxeB5CfedJ87K`{+(ZNX}{?2Q`L?E_5_lsWF1tyH!my%D{V)gFevC?&gFwi4(IXt`p4_=85G+4-iEmuUxY}OF)tf-(Ws4E)>_e;8Hv5U}pdT3|eb
+RBTz_=IF16d`NrKw#)kbP(hCabmmJD7N*&ddc*BXneHQXJ2p}C=bot8|zE~OPBTz`Q<^lFjjs+q;v;3aJr)Fxdetp#Chy*DutYcwR;#}S-4X))kJ%W1q
+8>lW@6|i9Jo0lqdmpIbyRt6Ba1gULQ)-1e%=6<!x2NK@ocnvp3&JBOhNhr!}^xwI=tgOTRh~~0n1GsC=X7*h2(qA?Cy63Fq3n@DbOz$GLkFHRv9%x>v0
+{W&75rPJt4xDxS0iSY=Ri_i{Ih7FISF*h<uw{D*q#;w^=}0VHP-MS%6z^e9ADaqNAs|Dy9v-2daZQ&6ZS$73Y>sMsQ2eTq!<k!O|K$bGvl*%)K&D+G5p
+i_PG$<4%V=3s!G6Y&n`95O)=<dyKR==ydHK0C~RN$j)k3k)pu1WIoLJ!XY-L6CT^T)kl`3J!Dg`R)8a5XIz4%MRoE#H(?e@E`MS^`F`?p>vIGkRB5ZC2
+=hUFHm*&2W?sU*U>m4FFT8>OJGo`T29PqmLOXvxAL}~BW(=3Zvl!=vmY8_k*3fH@*lxC{one=)KT~ZOAq(;Bi)@DFwq{nFb_7W6IFwbq%Y5|M7=joEf3
+piRgz?I*hfQsoK5_JZQU`fx(up4DXaO6|)8W-<YJY?rmEl#b3`hI`WrS>g2o@P3#9?gO?tc`<V`=W6XC9_MQr~nHKbk;lO7eeo$O0Je{1+*5-L`*Gi#b
+qZ3H5mtTpl2K|2e>q2biuL)`xGV|s2RE&?H&tWI-;#U#}O=}<n%35C~#5F`od@3b}+dXCotEThC;HQigJP_IOCHno1$NV<oo5Wo#72|r){sOlJP?**&6
+eLwSs};Kasl+U(82`wI17?G#URe)p)o6Iz}N}W}eJ{z5<a~s-B;Y_*VkzPpvZQe?}tndZ@!$UMPe_XkRDNRo;-uyzY`~R|rWZ5lt-}Le6v&nb!v+l$9>
+&B*H*FO5@VEJ+Gl{b=17qBqF+8jc!y%BJ(QxF@L>I28l>e{XKR?HHpmY0?#pTfm{-?Z%<Y9o4GjTHUHz*oICufV3r<dj)Rh9UaJmiDp$5i5<`;i%0_V%
+<W(?6QEF0?3PqdGwA!^NAg@=yHZ-4HLWQ$#{JT!ok;uG;ok*??{C0o(=|=ODLy}}(&j_Nzg%(MohOs15$2tLd4d}6*qxofmL8)$IsdGH?TJ5fI*P%8Ov
+X7QGZ01UmdF{QtfBErxNg_o1vWzI3MCP?sFN-x7Pa=d*wZ71*r68{v;YL!|T=T%O;yr~~MI!Smo0l8G7fd2<uT=@Y+C(Dr%JkkOB=Y3j{k_&EIWS3NUa
+i{fl}-ndh>RO={JU5rGOwpUfy>@C!i4u<z6wF#>UpIc6iqX_^&4?xN?22&f<)%kGO}xRbK_cKB5LNMkz5m0bK^VS3N+wL8H;n7ly<oOhvfU8RR?j?6iZ
+?_vKN!+Okr!cAxOEdv_3QCGxFtYDP~g}fOEy*0oyAUFEpI;xwv*3jI#{xw_6Y5OTS~=C%24(-OVEj6Kk@;ZmW}@>GUMXX{YX6;a3L4>${pyq$A+r!QQA
+V75SjWv3BF%l7Vu1%I8JbSHkWb|7p>fJWTRg>A2Xp19sFVKNS`3|Hpq!BdYtd>9z*&kuPyk$t=cE_W;M-<sV^Yj@$FrW&rK<7H=D!<D&fSXR>lHxlk8V
+v3Ym<7%o!dn5wR-2dP*Aj^;oW#%HSuSENnB`$cfjv3msjZ1?6H6Q7}1P_RaNCKpqe7>m$?f8@vc{8+l*jh&*KiMuP7R`jLjA)mxH4YkLS5Mn4Q%_l<p*
+ZgUZdZ;IS`T-QGGH&T|aIYfSNJFC=yj|_oe(4y(tVLNuo=O8~Jok`J6&wK<zD=t=Jig#6#g0`uv&}%hS?X}Pn1L6sE~NL_&VaL7m}>T4!}v;O+RF9%7x
+3D0gxypWgia-E3P0#ieV;eZ&l~3R!+d@y)w?50vo8R`BKYUy!{Ps$pZ9!pCdI@3(?>AyVNdKoIgEBy(khvqL)dpPeU0<A5jb|fMK=8CIO<=taeVWn6@r
+-iz2l(<ztW}FB-PD;VbLK2rqL(d=ORv1>G%SpzROoeuB722;XlNlXHLQV`@s440rT_5`FVfOkMsHA|NsC0xBdfysD!W
+""",
+}
