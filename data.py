@@ -332,11 +332,20 @@ class Replay:
         return batch | {"state": state, "next_state": next_state, "reward": 0.1 * batch["rewards"].mean(1)}
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for PyTorch: enough for small networks, and sums then do not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def train_td3(
-    env: ParticleWorld,
-    steps: int,
-    seed: int,
-    check: Callable[[int, TD3], bool] = lambda step, team: False,
+    env: ParticleWorld, steps: int, seed: int, check: Callable[[int, TD3], bool] = lambda step, team: False
 ) -> tuple[list[TD3], Replay]:
     """Train the team, and the prey where `env` has none of its own, until `check(steps, team)` or for `steps` steps.
 
@@ -345,7 +354,7 @@ def train_td3(
     """
     generator = torch.Generator().manual_seed(seed)
     N, state_dim = env.num_agents, env.num_agents * env.obs_dim
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sides = [TD3(N, env.obs_dim, state_dim, env.action_dim, actor_width=128)]
         if env.has_prey and env.prey is None:
@@ -691,7 +700,9 @@ class RunFolder:
         steps, mean, std = (np.array([row[k] for row in self.history]) for k in ("step", "return", "return_std"))
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
-        axes.fill_between(steps, mean - std, mean + std, alpha=0.2, color="#0072b2", lw=0, label="1 standard deviation")
+        axes.fill_between(
+            steps, mean - std, mean + std, alpha=0.2, color="#0072b2", lw=0, label="standard deviation of the episodes"
+        )
         axes.plot(steps, mean, color="#0072b2", label="policy")
         axes.axhline(self.meta["mean_return"], color="#d55e00", ls="--", label="data")
         axes.set(xlabel="training steps", ylabel="return of an episode")

@@ -268,7 +268,9 @@ def _write_gif(frames: list[tuple[np.ndarray, np.ndarray]], env: ParticleWorld, 
 
     episodes = len(frames[0][1])
     figure = Figure(figsize=(2.6 * episodes, 2.9), layout="constrained")
-    panels = [_panel(axes, env) for axes in figure.subplots(1, episodes, squeeze=False)[0]]
+    farthest = max(np.abs(positions[:, : env.total_agents]).max() for positions, _ in frames)
+    limit = float(np.clip(farthest + 0.1, 1.2, 2.0))  # who runs farther off leaves the picture
+    panels = [_panel(axes, env, limit) for axes in figure.subplots(1, episodes, squeeze=False)[0]]
 
     def draw(k: int) -> None:
         positions, returns = frames[k]
@@ -282,11 +284,11 @@ def _write_gif(frames: list[tuple[np.ndarray, np.ndarray]], env: ParticleWorld, 
     )
 
 
-def _panel(axes: Any, env: ParticleWorld) -> tuple[Any, list[Any]]:
+def _panel(axes: Any, env: ParticleWorld, limit: float) -> tuple[Any, list[Any]]:
     """Empty axes with one circle for each entity of `env`, to be moved about."""
     from matplotlib.patches import Circle
 
-    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xticks=[], yticks=[])
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     A = env.total_agents
     kinds = {**dict.fromkeys(range(A, env.solid), "obstacle"), **dict.fromkeys(range(*env.foods.indices(99)), "food")}
     kinds |= dict.fromkeys(range(*env.forests.indices(99)), "forest")
@@ -307,9 +309,10 @@ class ParticleParallelEnv(ParallelEnv):
     Observations are float32 arrays, actions arrays of 2 numbers in [-1, 1]; an episode is truncated after 25 steps.
     """
 
-    def __init__(self, name: str, prey: MLPWeights | None = None, render_mode: str | None = None) -> None:
+    render_mode = None
+
+    def __init__(self, name: str, prey: MLPWeights | None = None) -> None:
         self.metadata = {"name": f"om2p_{name}", "render_modes": []}
-        self.render_mode = render_mode
         self.world = ParticleWorld(name, prey)
         self.possible_agents = [f"agent_{i}" for i in range(self.world.num_agents)]
         sizes = [self.world.obs_dim] * self.world.num_agents

@@ -73,7 +73,7 @@ class Config:
     data: str = option("expert.npz", "data file; if missing, made with the quality that its name ends in")
     preset: Literal["recommended", "paper"] = option("recommended", "what measured best here, or the paper's letter")
     steps: int = option(5000, "training steps, each updates every agent once; paper 1,000,000, section 7.1", low=1)
-    seed: int = option(0, "seeds networks, batches, noise and evaluation; paper: five seeds")
+    seed: int = option(0, "seeds networks, batches, noise and evaluation; paper: five seeds", high=1e9)
     # method
     objective: Literal["both", "bc", "q"] = option("both", "terms of the policy loss Eq. 6; bc, q: ablations, Figure 4")
     eta: float | None = option(None, "weight of the Q term, Eq. 6; paper Table 3")
@@ -247,14 +247,14 @@ def finite_difference(
     `u` is u(a_r, r, t) where the caller has it. `dtype` torch.float64 evaluates both in double precision, which a
     delta_r below 1e-5 needs: in float32 r + 1e-12 is r, and the difference exactly zero.
     """
-    evaluate = policy
+    evaluate, result_dtype = policy, a_r.dtype
     if dtype not in (None, a_r.dtype):
         weights = {k: p.to(dtype) for k, p in policy.state_dict().items()}
         obs, a_r, r, t, v = (x.to(dtype) for x in (obs, a_r, r, t, v))
         evaluate, u = (lambda *x: torch.func.functional_call(policy, weights, x)), None
     u = evaluate(obs, a_r, r, t) if u is None else u
     shifted = evaluate(obs, a_r + delta_r * v, r + delta_r, t)  # a_{r + delta_r} = a_r + delta_r v
-    return ((shifted - u) / delta_r).float()
+    return ((shifted - u) / delta_r).to(result_dtype)
 
 
 @torch.no_grad()
@@ -340,11 +340,13 @@ def policy_loss(
     eta: float | None = 1.0,
     normalise_q: bool | None = True,
     objective: str = "both",
-    *cloning: Any,
+    derivative: str = "finite_difference",
+    delta_r: float | None = 1e-3,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Info]:
     """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
 
-    noise (B, A), r and t (B, 1) belong to L_bc, act_noise (B, A) becomes a~; `cloning` goes to `mean_flow_loss`.
+    noise (B, A), r and t (B, 1) and the last three belong to L_bc (`mean_flow_loss`), act_noise (B, A) becomes a~.
     `normalise_q` divides Q by its mean absolute value, so that eta means the same at every scale of reward (not in the
     paper; as in FQL and TD3+BC).
     """
@@ -355,7 +357,8 @@ def policy_loss(
     u, u_act = policy(*(torch.cat(pair) for pair in pairs)).chunk(2)
     loss, info = torch.zeros((), device=u.device), {}
     if objective != "q":
-        loss, info = mean_flow_loss(policy, batch.obs, batch.action, noise, r, t, *cloning, u=u)
+        cloning = (policy, batch.obs, batch.action, noise, r, t, derivative, delta_r, dtype)
+        loss, info = mean_flow_loss(*cloning, u=u)
     if objective != "bc":
         a = (act_noise + u_act).clamp(-1, 1)  # a~, Eq. 3 in one step
         q = torch.stack([critic(batch.obs, a) for critic in critics]).mean(0)
