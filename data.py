@@ -148,7 +148,9 @@ def _read_meta(path: str | Path, arrays: dict[str, np.ndarray], env: str | None)
     if meta["expert_return"] == meta["random_return"]:
         raise ValueError(f"{path}: meta: expert_return equals random_return, so no score can be normalised")
     if env is not None and meta["env"] != env:
-        raise ValueError(f"{path} holds data of {meta['env']}, not of {env}: use --env {meta['env']} or another --data")
+        raise ValueError(
+            f"{path} holds data of {meta['env']}: use --env {meta['env']} or --data {env}-{Path(path).name}"
+        )
     return meta
 
 
@@ -296,7 +298,11 @@ class Recipe:
     seed: int
 
 
-RECIPES = {"world": Recipe(16_000, 160_000, 43.3, 79.5, seed=0)}
+RECIPES = {
+    "world": Recipe(16_000, 160_000, 43.3, 79.5, seed=0),
+    "tag": Recipe(24_000, 160_000, 88.7, 185.6, seed=3),
+    "spread": Recipe(0, 480_000, 259.9, 516.8, seed=0),
+}
 WORLDS, BATCH, WARM_UP, NOISE, LEARNING_RATE = 32, 512, 1600, 0.1, 1e-3
 
 
@@ -656,17 +662,20 @@ class RunFolder:
         """
         losses = {k: torch.stack([info[k] for info in self._infos]).mean().item() for k in self._infos[0]}
         self.seconds += time.perf_counter() - self._tick
-        returns = score()
-        row = {"step": step, "return": returns.mean().item(), "return_std": returns.std(correction=0).item()}
-        row |= {"training_seconds": self.seconds} | losses
+        row = self._write(step, score(), losses)
+        self._infos, self._tick = [], time.perf_counter()
+        return {k: f"{row[k]:.3g}" for k in ("return", "bc_loss", "critic_loss", "q") if k in row}
+
+    def _write(self, step: int, returns: Tensor, losses: dict[str, float]) -> dict[str, float]:
+        row = {"step": step, "episodes": len(returns), "return": returns.mean().item()}
+        row |= {"return_std": returns.std(correction=0).item(), "training_seconds": self.seconds} | losses
         with open(self.path / "metrics.csv", "a", newline="") as file:
-            writer = csv.DictWriter(file, row)
+            writer = csv.DictWriter(file, self.history[0] if self.history else row)
             if not self.history:
                 writer.writeheader()
             writer.writerow(row)
         self.history.append(row)
-        self._infos, self._tick = [], time.perf_counter()
-        return {k: f"{row[k]:.3g}" for k in ("return", "bc_loss", "critic_loss", "q") if k in row}
+        return row
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write tensors and plain types; the previous checkpoint survives until this one is whole."""
@@ -676,9 +685,13 @@ class RunFolder:
         self._tick += time.perf_counter() - tick
 
     def finish(self, returns: Tensor) -> dict[str, Any]:
-        """Print the table for the last policy's returns (episodes,), draw the learning curve, return the figures."""
+        """Print the table for the last policy's returns (episodes,), draw the learning curve, return the figures.
+
+        These returns also become the last row of metrics.csv.
+        """
         low, high = self.meta["random_return"], self.meta["expert_return"]
-        mean, std, steps = returns.mean().item(), returns.std(correction=0).item(), self.history[-1]["step"]
+        row = self._write(self.history[-1]["step"], returns, {})
+        mean, std, steps = row["return"], row["return_std"], row["step"]
         summary = {"return": mean, "return_std": std, "normalised_score": 100 * (mean - low) / (high - low)}
         summary |= {"data_return": self.meta["mean_return"], "steps": steps, "training_seconds": self.seconds}
         summary |= {"ms_per_step": 1000 * self.seconds / steps}
@@ -697,7 +710,8 @@ class RunFolder:
         """curve.png: return against training steps, with the return of the data as a line."""
         from matplotlib.figure import Figure
 
-        steps, mean, std = (np.array([row[k] for row in self.history]) for k in ("step", "return", "return_std"))
+        # the last row repeats the last step with more episodes
+        steps, mean, std = (np.array([row[k] for row in self.history[:-1]]) for k in ("step", "return", "return_std"))
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         axes.fill_between(
