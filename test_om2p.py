@@ -462,7 +462,7 @@ def test_the_prey_pays_for_leaving_the_arena():
         for name, times in (("tag", 1), ("world", 2)):
             world = envs.ParticleWorld(name, dtype=torch.float64)
             position = torch.zeros(1, len(world.sizes), 2).double()
-            position[0, 3] = torch.tensor([x, 0.0])
+            position[0, 3, 0] = x
             world.set_state(position)
             touching = 3 * (10 if name == "tag" else 5) * (abs(x) < 0.1)
             food = 0.05 * abs(x) if name == "world" else 0
