@@ -1,6 +1,7 @@
 """The offline data of OM2P: the file format, the policies that make it, and the files that a run leaves.
 
     python data.py collect --env world --quality expert --out expert.npz --transitions 1000000
+    python data.py convert FOLDER --env tag --out tag-expert.npz      # OMAR's obs_i.npy, acs_i.npy, ...
     python data.py info expert.npz
     python data.py train --env world      # trains the behaviour policies that ship in behaviour.npz
 
@@ -9,7 +10,7 @@ A data file is one `.npz` without pickles. M transitions of N agents, float32:
     observations (M, N, O)   actions (M, N, A) in [-1, 1]   rewards (M, N)
     next_observations (M, N, O)   terminals (M, N), 1 where an episode truly ended (a time limit is no end)
     meta   JSON text: env, quality, seed, noise, episode_steps, mean_return, and the random_return, medium_return and
-           expert_return of this env with this prey
+           expert_return of this env with the shipped prey; seed and noise are null for data made by others
     prey_weight_0, prey_bias_0, ...   the fixed prey that the data was made with: an MLP with ReLU, tanh at its end
 """
 
@@ -22,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -46,7 +48,7 @@ BEHAVIOUR_FILE = Path(__file__).parent / "behaviour.npz"
 QUALITIES = ("medium-expert", "medium-replay", "expert", "medium")
 ARRAYS = {"observations": 3, "actions": 3, "rewards": 2, "next_observations": 3, "terminals": 2}  # name: rank
 NUMBER = (int, float)
-META = {"env": str, "quality": str, "seed": int, "noise": NUMBER, "episode_steps": int}
+META = {"env": str, "quality": str, "seed": (int, type(None)), "noise": (*NUMBER, type(None)), "episode_steps": int}
 META |= dict.fromkeys(("mean_return", "random_return", "expert_return"), NUMBER)
 TRANSITIONS = 1_000_000
 
@@ -108,7 +110,11 @@ class Dataset:
     def load(cls, path: str | Path, env: str | None = None) -> Dataset:
         """Read and check a data file; raises ValueError with one line that says what is wrong with it."""
         arrays = read_npz(path)
-        meta = _read_meta(path, arrays, env)
+        return cls.from_arrays(path, arrays, _read_meta(path, arrays, env))
+
+    @classmethod
+    def from_arrays(cls, path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> Dataset:
+        """Check the arrays of a data file or folder, named as in a file, and wrap them without copying."""
         _check_arrays(path, arrays, meta)
         prey = [(arrays[f"prey_weight_{k}"], arrays[f"prey_bias_{k}"]) for k in range(_layers(arrays))]
         tensors = (torch.from_numpy(arrays[name]) for name in ARRAYS)
@@ -125,7 +131,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except (ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -141,7 +147,7 @@ def _read_meta(path: str | Path, arrays: dict[str, np.ndarray], env: str | None)
     if absent:
         raise ValueError(f"{path}: meta lacks {', '.join(absent)}")
     for key, kind in META.items():
-        if not isinstance(meta[key], kind) or (kind is not str and not math.isfinite(meta[key])):
+        if not isinstance(meta[key], kind) or (isinstance(meta[key], float) and not math.isfinite(meta[key])):
             raise ValueError(f"{path}: meta: {key} is {meta[key]!r}")
     if meta["quality"] not in QUALITIES:
         raise ValueError(f"{path}: meta: quality is {meta['quality']!r}, not one of {', '.join(QUALITIES)}")
@@ -574,9 +580,15 @@ def in_episodes(replay: Replay, episode_steps: int, size: int) -> tuple[list[Ten
     return [side["obs"], side["actions"], side["rewards"], side["next_obs"], terminals], returns
 
 
-def load_or_make(path: str | Path, env_name: str) -> Dataset:
-    """Load a data file; if there is none of that name, make one of the quality that its name ends in."""
+def load_or_make(
+    path: str | Path, env_name: str, quality: str | None = None, prey: str | Path | None = None
+) -> Dataset:
+    """Load a data file or a folder (see `load_folder`); if there is none, make the quality that the name ends in."""
     path = Path(path)
+    if path.is_dir():
+        return load_folder(path, env_name, quality, prey)
+    if quality or prey:
+        raise ValueError(f"--{'quality' if quality else 'prey'} is for folders of .npy files: {path} tells its own")
     if path.exists():
         return Dataset.load(path, env_name)
     prefix, quality = next(((path.stem[: -len(q)], q) for q in QUALITIES if path.stem.endswith(q)), (path.stem, ""))
@@ -594,6 +606,8 @@ def make(
     """Collect a data set and write it to `path`, saying so in one line."""
     env = ParticleWorld(env_name)
     size = 4 * transitions * env.num_agents * (2 * env.obs_dim + env.action_dim + 2)
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: the name of a data file ends in .npz")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
     if (free := shutil.disk_usage(path.parent).free) < size and quality != "medium-replay":
@@ -606,6 +620,108 @@ def make(
     dataset = collect(env_name, quality, transitions, seed, noise)
     dataset.save(path)
     return dataset
+
+
+# ------------------------------------------------------------------------------------------- data made by others
+
+FOLDER = {  # files of agent i, in OMAR's layout
+    "observations": "obs_{}.npy",
+    "actions": "acs_{}.npy",
+    "rewards": "rews_{}.npy",
+    "next_observations": "next_obs_{}.npy",
+    "terminals": "dones_{}.npy",
+}
+
+
+def load_folder(
+    folder: str | Path, env_name: str, quality: str | None = None, prey: str | Path | None = None
+) -> Dataset:
+    """The data of a folder in OMAR's layout (also on Hugging Face): five `.npy` files for each agent, any number type.
+
+    The team's arrays are read piece by piece into float32, so that memory never holds more than the files do; those of
+    the prey are not needed. Without `quality` the folder's path must name it; without `prey` (the checkpoint
+    `pretrained_adv_model.pt`) the shipped prey plays, and a line says so.
+    """
+    folder, behaviour = Path(folder), Behaviour(env_name)
+    env = behaviour.env
+    arrays = _read_folder(folder, env)
+    quality = quality or next((q for part in reversed(folder.absolute().parts) for q in QUALITIES if q in part), None)
+    if quality is None:
+        raise ValueError(f"{folder}: its path names no quality, so say which with --quality")
+    if env.has_prey and prey is None:
+        print(f"note: the shipped prey plays, not the one that made {folder}: scores do not compare (--prey FILE)")
+    elif prey is not None and not env.has_prey:
+        raise ValueError(f"--prey {prey}: {env_name} has no prey")
+    layers = env.prey if prey is None else load_prey(prey, env.prey_obs_dim)
+    for k, (weight, bias) in enumerate(layers or ()):
+        arrays |= {f"prey_weight_{k}": weight.numpy(), f"prey_bias_{k}": bias.numpy()}
+    T = env.episode_steps
+    meta = {"env": env_name, "quality": quality, "seed": None, "noise": None, "episode_steps": T}
+    meta |= {"mean_return": T * float(arrays["rewards"].mean(dtype=np.float64)) if arrays["rewards"].size else 0.0}
+    meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
+    return Dataset.from_arrays(folder, arrays, meta)
+
+
+def _read_folder(folder: Path, env: ParticleWorld) -> dict[str, np.ndarray]:
+    """The team's arrays, as in a data file. A particle world never ends: a set `done` is a time limit, and dropped."""
+    sizes = {"observations": (env.obs_dim,), "next_observations": (env.obs_dim,), "actions": (env.action_dim,)}
+    M, arrays = len(_open(folder / FOLDER["observations"].format(0))), {}
+    for name, file in FOLDER.items():
+        shape = (M, *sizes.get(name, ()))
+        arrays[name] = np.zeros((M, env.num_agents, *shape[1:]), np.float32)
+        for i in range(env.num_agents):
+            source = _open(folder / file.format(i))
+            if source.shape != shape and source.shape != (*shape, 1):
+                raise ValueError(f"{folder / file.format(i)} has shape {source.shape}, expected {shape}")
+            for start in range(0, M if name != "terminals" else 0, 100_000):
+                piece = slice(start, start + 100_000)
+                arrays[name][piece, i] = source[piece].reshape(-1, *shape[1:])
+    return arrays
+
+
+def _open(path: Path) -> np.ndarray:
+    """One `.npy` file of plain numbers, mapped into memory and not read yet."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path.parent} has no {path.name}: a folder of data holds {', '.join(FOLDER.values())}"
+        ) from error
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.ndim == 0:
+        raise ValueError(f"{path} holds no array of real numbers")
+    return array
+
+
+def load_prey(path: str | Path, obs_dim: int) -> list[tuple[Tensor, Tensor]]:
+    """The prey of OMAR's `pretrained_adv_model.pt`, as (weight, bias) of three layers; nothing in it is executed.
+
+    The last of its `agent_params` is the prey. Its input normalisation, used with running statistics, is folded into
+    the first layer: (x - mean) / sqrt(var + 1e-5) * weight + bias.
+    """
+    try:
+        policy = torch.load(path, map_location="cpu", weights_only=True)["agent_params"][-1]["policy"]
+        layers = [(policy[f"fc{k}.weight"].float(), policy[f"fc{k}.bias"].float()) for k in (1, 2, 3)]
+        scale = policy["in_fn.weight"] / (policy["in_fn.running_var"] + 1e-5).sqrt()
+        shift = policy["in_fn.bias"] - policy["in_fn.running_mean"] * scale
+        layers[0] = (layers[0][0] * scale.float(), layers[0][1] + layers[0][0] @ shift.float())
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        EOFError,
+    ) as error:
+        reason = f"{type(error).__name__} {error}".splitlines()[0][:100]
+        raise ValueError(
+            f"{path} is no prey checkpoint (agent_params[-1]['policy'] with in_fn, fc1-3): {reason}"
+        ) from error
+    if layers[0][0].shape[1] != obs_dim:
+        raise ValueError(f"{path} holds a prey of {layers[0][0].shape[1]} observations, not {obs_dim}")
+    return layers
 
 
 # ----------------------------------------------------------------------------------------------------- run folders
@@ -779,8 +895,8 @@ def _kind_of(config: type, name: str) -> tuple[Any, tuple[str, ...]]:
     return (str, get_args(kind)) if get_origin(kind) is Literal else (kind, ())
 
 
-def info(path: str) -> None:
-    """Print what a data file holds."""
+def info(path: Path, plot: bool = False) -> None:
+    """Print what a data file holds; with `plot`, draw its returns and actions into a PNG beside it."""
     data = Dataset.load(path)
     M, N, O = data.observations.shape
     meta = data.meta
@@ -797,10 +913,34 @@ def info(path: str) -> None:
         "prey": "in the file" if data.prey else "none",
     }
     print("\n".join(f"{name:>18}  {text}" for name, text in lines.items()))
+    if plot:
+        _plot(data, path.with_suffix(".png"))
+
+
+def _plot(data: Dataset, path: Path) -> None:
+    """The distribution of episode returns, and of the first two numbers of every agent's action."""
+    from matplotlib.figure import Figure
+
+    T, N = data.meta["episode_steps"], data.rewards.shape[1]
+    whole = len(data) // T * T
+    returns = data.rewards[:whole].mean(1).view(-1, T).sum(1)
+    figure = Figure(figsize=(3 * (N + 1), 3.2), layout="constrained")
+    left, *others = figure.subplots(1, N + 1)
+    left.hist(returns.numpy(), bins=60, color="#0072b2")
+    left.axvline(returns.mean().item() if whole else 0.0, color="#d55e00", ls="--")
+    left.set(xlabel="return of an episode (dashed: mean)", ylabel="episodes")
+    for i, axes in enumerate(others):
+        x, y = data.actions[:200_000, i, :2].T.numpy()
+        axes.hist2d(x, y, bins=60, range=[[-1, 1], [-1, 1]], norm="log", cmap="cividis")
+        axes.set(title=f"agent {i}", xlabel="action 0", ylabel="action 1", aspect="equal")
+    figure.suptitle(f"{data.meta['env']}, {data.meta['quality']}")
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110)
+    print(f"{'picture':>18}  {path}")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The three commands: collect, info, train."""
+    """The commands: collect, convert, info, train."""
     parser = Parser(prog="data.py", description="Make, inspect and check offline data.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     add = commands.add_parser("collect", help="play the shipped policies and write a data file")
@@ -810,7 +950,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add.add_argument("--transitions", type=int, default=TRANSITIONS, help="default: 1,000,000")
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--noise", type=float, default=NOISE, help="exploration noise, standard deviation; default: 0.1")
-    commands.add_parser("info", help="show what a data file holds").add_argument("file")
+    add = commands.add_parser("convert", help="turn a folder of .npy files in OMAR's layout into a data file")
+    add.add_argument("folder", type=Path)
+    add.add_argument("--env", choices=sorted(RECIPES), required=True)
+    add.add_argument("--out", type=Path, required=True)
+    add.add_argument("--quality", choices=sorted(QUALITIES), help="default: as the folder's path says")
+    add.add_argument("--prey", type=Path, help="pretrained_adv_model.pt; default: the shipped prey")
+    add = commands.add_parser("info", help="show what a data file holds")
+    add.add_argument("file", type=Path)
+    add.add_argument("--plot", action="store_true", help="also draw returns and actions, as a PNG beside the file")
     add = commands.add_parser("train", help="train the behaviour policies and write them to behaviour.npz")
     add.add_argument("--env", choices=sorted(RECIPES), default="world")
     add.add_argument("--seed", type=int, help="default: the recorded one")
@@ -826,15 +974,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         if args.command == "collect":
-            dataset = make(
-                args.env,
-                args.quality,
-                args.out or Path(f"{args.quality}.npz"),
-                *(args.transitions, args.seed, args.noise),
-            )
+            out = args.out or Path(f"{args.quality}.npz")
+            dataset = make(args.env, args.quality, out, args.transitions, args.seed, args.noise)
+            print(f"wrote {len(dataset):,} transitions with a mean return of {dataset.meta['mean_return']:.1f}")
+        elif args.command == "convert":
+            if args.out.suffix != ".npz":
+                raise ValueError(f"{args.out}: the name of a data file ends in .npz")
+            dataset = load_folder(args.folder, args.env, args.quality, args.prey)
+            dataset.save(args.out)
             print(f"wrote {len(dataset):,} transitions with a mean return of {dataset.meta['mean_return']:.1f}")
         elif args.command == "info":
-            info(args.file)
+            info(args.file, args.plot)
         else:
             arrays = read_npz(args.out) if args.out.exists() else {}
             arrays = {k: v for k, v in arrays.items() if not k.startswith(f"{args.env}/")}

@@ -70,7 +70,13 @@ class Config:
     """Everything that decides a run. `None` is filled in by `resolve`, from the preset and the data's quality."""
 
     env: Literal["world", "tag", "spread"] = option("world", "task; section 5.1")
-    data: str = option("expert.npz", "data file; if missing, made with the quality that its name ends in")
+    data: str = option(
+        "expert.npz", "data file or folder; a missing file is made, of the quality that its name ends in"
+    )
+    quality: Literal["expert", "medium", "medium-expert", "medium-replay"] | None = option(None, "of a data folder")
+    prey: str | None = option(
+        None, "pretrained_adv_model.pt that a data folder was made with; default the shipped prey"
+    )
     preset: Literal["recommended", "paper"] = option("recommended", "what measured best here, or the paper's letter")
     steps: int = option(5000, "training steps, each updates every agent once; paper 1,000,000, section 7.1", low=1)
     seed: int = option(0, "seeds networks, batches, noise and evaluation; paper: five seeds", high=1e9)
@@ -216,7 +222,10 @@ def sample_times(
     equal_share: float | None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw r and t (size, 1): "coupled", r = 1 - t (below Eq. 4); "ordered", r <= t, a share of them r = t."""
+    """Draw r and t (size, 1).
+
+    "coupled": t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; in a share of them, r = t.
+    """
     t = sample_timesteps(xi, size, generator)
     if times not in ("coupled", "ordered"):
         raise ValueError(f"times {times!r}: choose from coupled, ordered")
@@ -445,8 +454,10 @@ def train(config: Config, dataset: Dataset | None = None) -> tuple[list[Agent], 
 
     check_options(config)
     device = pick_device(config.device)
-    dataset = (dataset or load_or_make(config.data, config.env)).to(device)
+    dataset = (dataset or load_or_make(config.data, config.env, config.quality, config.prey)).to(device)
     config = config.resolve(dataset.meta["quality"])
+    if device.type == "mps" and config.derivative_dtype == "float64":
+        raise ValueError(f"--device mps has no float64, which --delta-r {config.delta_r:g} needs: use --device cpu")
     half = np.array(0.5, config.derivative_dtype)
     if config.delta_r is not None and half + half.dtype.type(config.delta_r) == half:
         print(f"note: r + {config.delta_r:g} rounds to r in {half.dtype}, so Eq. 5 makes du/dr exactly 0")
@@ -509,7 +520,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_config(Config, argv)
         pick_device(config.device)
         config.resolve()  # refuse bad settings before any data is made
-        dataset = load_or_make(config.data, config.env)
+        dataset = load_or_make(config.data, config.env, config.quality, config.prey)
         config.resolve(dataset.meta["quality"])
         summary = train(config, dataset)[1]
     except (ValueError, OSError) as error:

@@ -700,6 +700,114 @@ def test_files_of_another_kind_are_refused(expert, tmp_path, capsys, monkeypatch
     assert sorted(os.listdir()) == before and not touched.exists()
 
 
+# ------------------------------------------------------------------------------------------- data made by others
+
+
+def write_folder(folder: Path, d: data.Dataset, dtype=np.float64, with_prey: bool = True) -> Path:
+    """A folder as OMAR's data sets are laid out: five arrays an agent, rewards and dones in columns, the prey last."""
+    folder.mkdir(parents=True)
+    M = len(d)
+    for i in range(3):
+        arrays = {"obs": d.observations[:, i], "acs": d.actions[:, i], "next_obs": d.next_observations[:, i]}
+        arrays |= {"rews": d.rewards[:, i], "dones": (torch.arange(M) % 25 == 24)}
+        for stem, x in arrays.items():
+            np.save(folder / f"{stem}_{i}.npy", x.numpy().astype(dtype if stem != "dones" else bool))
+    if with_prey:
+        for stem, width in (("obs", 22), ("acs", 2), ("rews", 1), ("next_obs", 22), ("dones", 1)):
+            np.save(folder / f"{stem}_3.npy", np.full((M, width), np.nan))
+    return folder
+
+
+def write_prey(path: Path, obs_dim: int = 22) -> dict[str, torch.Tensor]:
+    """A checkpoint as OMAR's pretrained_adv_model.pt: nested lists and dicts of tensors, optimizers beside them."""
+    torch.manual_seed(0)
+    policy = {"in_fn.weight": torch.rand(obs_dim) + 0.5, "in_fn.bias": torch.randn(obs_dim)}
+    policy |= {"in_fn.running_mean": torch.randn(obs_dim), "in_fn.running_var": torch.rand(obs_dim) + 0.1}
+    policy |= {"in_fn.num_batches_tracked": torch.tensor(7)}
+    for k, (i, o) in enumerate(((obs_dim, 64), (64, 64), (64, 2)), start=1):
+        policy |= {f"fc{k}.weight": torch.randn(o, i) / i**0.5, f"fc{k}.bias": torch.randn(o)}
+    params = [{"policy": {}}, {"policy": policy, "policy_optimizer": {"state": {}, "param_groups": [{"lr": 0.01}]}}]
+    torch.save({"init_dict": {"gamma": 0.95}, "agent_params": params}, path)
+    return policy
+
+
+@pytest.mark.parametrize(("dtype", "with_prey"), [(np.float64, True), (np.float32, False)])
+def test_folders_in_omars_layout(dtype, with_prey, expert, tmp_path, capsys):
+    d = data.Dataset.load(expert)
+    folder = write_folder(tmp_path / "simple_world" / "expert" / "seed_0_data", d, dtype, with_prey)
+    loaded = data.load_or_make(folder, "world")
+    assert "do not compare" in capsys.readouterr().out
+    for name in data.ARRAYS:
+        assert torch.equal(getattr(loaded, name), getattr(d, name)), name  # dones mark time limits, not ends
+    assert loaded.meta["quality"] == "expert" and loaded.meta["mean_return"] == pytest.approx(d.meta["mean_return"])
+    options = ["--data", str(folder), "--out", str(tmp_path / "run"), "--hidden-dim", "16", "--final-episodes", "2"]
+    assert om2p.main([*options, "--steps", "2"]) == 0
+    out = tmp_path / "converted.npz"
+    assert data.main(["convert", str(folder), "--env", "world", "--out", str(out)]) == 0
+    assert torch.equal(data.Dataset.load(out, "world").next_observations, d.next_observations)
+    assert data.main(["info", "--plot", str(out)]) == 0
+    assert (tmp_path / "converted.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_original_prey_plays_as_its_network_did(expert, tmp_path, capsys):
+    policy = write_prey(tmp_path / "pretrained_adv_model.pt")
+    folder = write_folder(tmp_path / "medium", data.Dataset.load(expert))
+    loaded = data.load_or_make(folder, "world", None, tmp_path / "pretrained_adv_model.pt")
+    assert capsys.readouterr().out == ""
+    world = envs.ParticleWorld("world", loaded.prey)
+    world.reset(50, generator())
+    norm = nn.BatchNorm1d(22).eval()
+    norm.load_state_dict({k.removeprefix("in_fn."): v for k, v in policy.items() if k.startswith("in_fn.")})
+    x = norm(world.observations()[1][:, 0])
+    for k in (1, 2, 3):
+        x = nn.functional.linear(x, policy[f"fc{k}.weight"], policy[f"fc{k}.bias"])
+        x = torch.relu(x) if k < 3 else torch.tanh(x)
+    assert torch.allclose(world.prey_action()[:, 0], x, atol=1e-5)
+
+
+class Evil:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_bad_folders_and_preys_are_refused_in_one_line(expert, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    d = data.Dataset.load(expert)
+    good = write_folder(tmp_path / "good", d)
+    touched = tmp_path / "unpickled"
+    write_prey(tmp_path / "tag.pt", obs_dim=14)
+    torch.save({"agent_params": [{"policy": Evil(f"touch {touched}")}]}, "evil.pt")
+    torch.save([1, 2], "list.pt")
+    Path("text.pt").write_text("hello")
+    spoils = {
+        "has no acs_1.npy": lambda f: (f / "acs_1.npy").unlink(),
+        "rews_2.npy has shape": lambda f: np.save(f / "rews_2.npy", d.rewards[:-1, 2].numpy()),
+        "obs_0.npy has shape": lambda f: np.save(f / "obs_0.npy", d.observations[:, 0, :16].numpy()),
+        "obs_1.npy cannot be read": lambda f: np.save(f / "obs_1.npy", np.array([Evil("touch unpickled")] * 2)),
+        "acs_0.npy holds no array": lambda f: np.save(f / "acs_0.npy", d.actions[:, 0].numpy() * 1j),
+        "acs_2.npy cannot be read": lambda f: (f / "acs_2.npy").write_bytes(b""),
+        "dones_0.npy cannot be read": lambda f: (f / "dones_0.npy").write_bytes(b"\x93NUMPY\x01\x00"),
+        "actions reach 3": lambda f: np.save(f / "acs_0.npy", 0 * d.actions[:, 0].numpy() + 3),
+        "next_observations holds NaN": lambda f: np.save(f / "next_obs_1.npy", np.full((len(d), 24), np.nan)),
+    }
+    cases = {"names no quality": ["good"], "no such": ["good", "--quality", "expert", "--prey", "no such.pt"]}
+    for name in ("evil", "list", "text", "tag"):
+        cases[f"{name}.pt"] = ["good", "--quality", "expert", "--prey", f"{name}.pt"]
+    cases["--quality is for folders"] = [str(expert), "--quality", "medium"]
+    for k, (message, spoil_it) in enumerate(spoils.items()):
+        spoil_it(write_folder(tmp_path / f"expert{k}", d))
+        cases[message] = [f"expert{k}"]
+    before = sorted(os.listdir())
+    for message, options in cases.items():
+        assert om2p.main(["--data", *options]) == 2, message
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, (message, error)
+    assert sorted(os.listdir()) == before and not touched.exists() and good.exists()
+
+
 REFUSED = {
     "nosuch.npz": ["--data", "nosuch.npz"],
     "tag-expert.npz": ["--data", "tag-expert.npz"],
