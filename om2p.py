@@ -58,6 +58,8 @@ PRESETS = {
     "paper": {"times": "coupled", "delta_r": 1e-12, "normalise_q": False},  # with eta and xi of Table 3
     "recommended": {"times": "ordered", "delta_r": 1e-3, "normalise_q": True, "xi": UNIFORM},
 }
+# eta on normalised Q where neither 10 (medium-replay) nor 1 (else) is best; measured in notebooks/results/eta
+RECOMMENDED_ETA = {("world", "expert"): 3.0}
 
 
 def option(default: Any, text: str, low: float = 0.0, high: float = float("inf")) -> Any:
@@ -112,7 +114,7 @@ class Config:
             fill["eta"] = TABLE_3_ETA[self.env][QUALITIES.index(quality)]
             fill["xi"] = TABLE_3_XI.get((self.env, quality), UNIFORM)
         if self.preset == "recommended":
-            fill["eta"] = 10.0 if quality == "medium-replay" else 1.0
+            fill["eta"] = RECOMMENDED_ETA.get((self.env, quality), 10.0 if quality == "medium-replay" else 1.0)
         fill |= PRESETS[self.preset]
         # below 1e-5 the rounding of r + delta_r eats the difference in float32: 12% at 1e-6, all of it at 1e-8
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"

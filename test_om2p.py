@@ -862,7 +862,8 @@ def test_presets_are_what_the_readme_says():
     assert (paper.eta, paper.xi, paper.normalise_q) == (1000.0, (0.0, 0.0, 0.2, 0.0), False)
     assert (ours.times, ours.equal_share, ours.delta_r, ours.derivative_dtype) == ("ordered", 0.5, 1e-3, "float32")
     assert (ours.eta, ours.normalise_q) == (1.0, True)
-    assert Config().resolve("medium-replay").eta == 10.0
+    assert Config().resolve("medium-replay").eta == 10.0 and Config().resolve("expert").eta == 3.0
+    assert Config(env="tag").resolve("expert").eta == 1.0
     mixed = Config(preset="paper", times="ordered", eta=3.0, delta_r=1e-3).resolve("medium")
     assert (mixed.times, mixed.eta, mixed.derivative_dtype, mixed.normalise_q) == ("ordered", 3.0, "float32", False)
     assert mixed.resolve("medium") == mixed
@@ -888,7 +889,7 @@ def test_the_command_line_from_an_empty_folder(tmp_path, expert):
     assert all(math.isfinite(float(x)) for row in rows[:-1] for x in row.values())
     assert f"{float(rows[-1]['return']):.1f} +-" in result.stdout
     config = json.loads((folder / "config.json").read_text())
-    assert config["hidden_dim"] == 32 and config["eta"] == 1.0 and config["data_meta"]["env"] == "world"
+    assert config["hidden_dim"] == 32 and config["eta"] == 3.0 and config["data_meta"]["env"] == "world"
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert state["step"] == 30 and len(state["agents"]) == 3
     policy = MeanFlowPolicy(24, 2, 32, 2)
