@@ -420,6 +420,13 @@ assert p.act(torch.zeros(3, 4)).shape == (3, 2)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
 
 
+def test_the_readmes_example_runs():
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert names["a"].shape == (256, 2) and torch.isfinite(names["info"]["policy_loss"])
+
+
 # ------------------------------------------------------------------------------------------------------------- envs
 
 
