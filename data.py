@@ -42,10 +42,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs import SCENARIOS, MLPWeights, ParticleWorld, rollout
-from om2p import check_xi, descend, soft_update
+from om2p import QUALITIES, check_xi, descend, soft_update
 
 BEHAVIOUR_FILE = Path(__file__).parent / "behaviour.npz"
-QUALITIES = ("medium-expert", "medium-replay", "expert", "medium")
+LONGEST_FIRST = sorted(QUALITIES, key=len, reverse=True)  # so that "medium-expert" is not taken for "expert"
 ARRAYS = {"observations": 3, "actions": 3, "rewards": 2, "next_observations": 3, "terminals": 2}  # name: rank
 NUMBER = (int, float)
 META = {"env": str, "quality": str, "seed": (int, type(None)), "noise": (*NUMBER, type(None)), "episode_steps": int}
@@ -591,7 +591,7 @@ def load_or_make(
         raise ValueError(f"--{'quality' if quality else 'prey'} is for folders of .npy files: {path} tells its own")
     if path.exists():
         return Dataset.load(path, env_name)
-    prefix, quality = next(((path.stem[: -len(q)], q) for q in QUALITIES if path.stem.endswith(q)), (path.stem, ""))
+    prefix, quality = next(((path.stem[: -len(q)], q) for q in LONGEST_FIRST if path.stem.endswith(q)), (path.stem, ""))
     if path.suffix != ".npz" or prefix.strip("-_") not in ("", env_name):
         raise ValueError(
             f"{path} does not exist, and its name does not say what to make: name your own data file, or one of "
@@ -645,7 +645,9 @@ def load_folder(
     folder, behaviour = Path(folder), Behaviour(env_name)
     env = behaviour.env
     arrays = _read_folder(folder, env)
-    quality = quality or next((q for part in reversed(folder.absolute().parts) for q in QUALITIES if q in part), None)
+    quality = quality or next(
+        (q for part in reversed(folder.absolute().parts) for q in LONGEST_FIRST if q in part), None
+    )
     if quality is None:
         raise ValueError(f"{folder}: its path names no quality, so say which with --quality")
     if env.has_prey and prey is None:
