@@ -799,7 +799,10 @@ class RunFolder:
         """Write tensors and plain types; the previous checkpoint survives until this one is whole."""
         tick = time.perf_counter()
         with whole_file(self.path / "checkpoint.pt") as part:
-            torch.save(state | {"config": self.config}, part)
+            try:
+                torch.save(state | {"config": self.config}, part)
+            except RuntimeError as error:  # what torch raises where the disk is full
+                raise OSError(f"{self.path / 'checkpoint.pt'} could not be written: is the disk full?") from error
         self._tick += time.perf_counter() - tick
 
     def finish(self, returns: Tensor) -> dict[str, Any]:
