@@ -518,6 +518,7 @@ def collect(
     expert = {"expert": transitions, "medium-expert": transitions // 10}.get(quality, 0)
     parts = [("medium", transitions - expert), ("expert", expert)]
     if quality == "medium-replay":
+        seed, noise = behaviour.meta["seed"], NOISE  # those of the recorded training, whatever was asked for
         arrays, returns = _replay(behaviour, transitions, progress)
     else:
         pieces = [_roll(behaviour, q, n, seed + k, noise, progress) for k, (q, n) in enumerate(parts) if n]
