@@ -931,15 +931,20 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     return state
 
 
+def config_of(folder: str | Path, kind: type, state: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in the checkpoint `state` of a run folder; ValueError if it is not of the dataclass `kind`."""
+    if foreign := set(state["config"]) ^ names_of(kind):
+        raise ValueError(f"{folder} was trained by another program: its configuration differs in {min(foreign)}")
+    return state["config"]
+
+
 def stored_config(config: Any, given: set[str]) -> Any:
     """The configuration of the run that `config` would continue, which only `MAY_CHANGE` of the `given` options change.
 
     Raises ValueError for a given option that contradicts the run.
     """
     out = config.out or config.resolve(Dataset.quality_of(config)).out
-    stored = load_checkpoint(out)["config"]
-    if foreign := set(stored) ^ names_of(type(config)):
-        raise ValueError(f"{out} was trained by another program: its configuration differs in {min(foreign)}")
+    stored = config_of(out, type(config), load_checkpoint(out))
     for name in sorted(given - MAY_CHANGE):
         if (new := getattr(config, name)) != stored.get(name):
             raise ValueError(
@@ -1138,9 +1143,7 @@ def score_run(
 ) -> dict[str, Any]:
     """Score the checkpoint of a run folder over fresh episodes; draw it and export its policies where asked."""
     state = load_checkpoint(folder)
-    if foreign := set(state["config"]) ^ names_of(kind):
-        raise ValueError(f"{folder} was trained by another program: its configuration differs in {min(foreign)}")
-    config, (_, obs_dim, action_dim) = kind(**state["config"]), state["sizes"]
+    config, (_, obs_dim, action_dim) = kind(**config_of(folder, kind, state)), state["sizes"]
     check_options(config)
     agents = [make_agent(obs_dim, action_dim, config, index=i) for i in range(len(state["agents"]))]
     for agent, saved in zip(agents, state["agents"]):

@@ -1426,7 +1426,7 @@ def test_scoring_drawing_and_exporting_a_checkpoint(whole_run, tmp_path, capsys)
     state = torch.load(whole_run / "checkpoint.pt", weights_only=True)
     obs, noise = torch.randn(5, 3, 24, generator=generator(1)), torch.randn(5, 3, 2, generator=generator(2))
     torch.save((obs, noise), tmp_path / "inputs.pt")
-    code = "import torch; obs, noise = torch.load('inputs.pt'); "
+    code = "import torch; obs, noise = torch.load('inputs.pt', weights_only=True); "
     code += "torch.save(torch.export.load('policy.pt2').module()(obs, noise), 'actions.pt')"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
     actions = torch.load(tmp_path / "actions.pt", weights_only=True)
