@@ -1158,29 +1158,30 @@ def score_run(
     if export and not all(hasattr(agent.policy, "act") for agent in agents):
         raise ValueError(f"--export {export}: the policies in {folder} do not act in one step")
     if export:
-        export_policies([agent.policy for agent in agents], obs_dim, action_dim, Path(export))
+        export_agents(agents, obs_dim, (config.candidates or 1, action_dim), Path(export))
     return summary
 
 
 class Team(nn.Module):
-    """The one-step policies of all agents as one function of observations (B, N, O) and noise (B, N, A)."""
+    """All agents as one function of observations (B, N, O) and noise (B, N, K, A), K the candidates of each."""
 
-    def __init__(self, policies: Sequence[nn.Module]) -> None:
+    def __init__(self, agents: Sequence[Any]) -> None:
         super().__init__()
-        self.policies = nn.ModuleList(policies)
+        self.agents = agents
+        self.networks = nn.ModuleList(nn.ModuleList([agent.policy, agent.critics]) for agent in agents)
 
     def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
-        return torch.stack([p.act(obs[:, i], noise[:, i]) for i, p in enumerate(self.policies)], 1)
+        return torch.stack([agent.act(obs[:, i], noise[:, i]) for i, agent in enumerate(self.agents)], 1)
 
 
-def export_policies(policies: Sequence[nn.Module], obs_dim: int, action_dim: int, path: Path) -> None:
-    """Write a `torch.export` program: obs (B, N, O) and Gaussian noise (B, N, A) to actions (B, N, A), for any B."""
+def export_agents(agents: Sequence[Any], obs_dim: int, noise_shape: tuple[int, int], path: Path) -> None:
+    """Write a `torch.export` program: obs (B, N, O) and Gaussian noise (B, N, K, A) to actions (B, N, A), for any B."""
     if path.suffix != ".pt2":
         raise ValueError(f"--export {path}: the name of an exported program ends in .pt2")
-    example = tuple(torch.zeros(2, len(policies), size) for size in (obs_dim, action_dim))
+    example = (torch.zeros(2, len(agents), obs_dim), torch.zeros(2, len(agents), *noise_shape))
     batch = torch.export.Dim("batch")
     with torch.no_grad():
-        program = torch.export.export(Team(policies), example, dynamic_shapes=({0: batch}, {0: batch}))
+        program = torch.export.export(Team(agents), example, dynamic_shapes=({0: batch}, {0: batch}))
     with whole_file(path) as part:
         torch.export.save(program, part)
 

@@ -56,8 +56,15 @@ TABLE_3_XI = {  # Table 3: xi where it is not zero
 }
 PRESETS = {
     # with eta and xi of Table 3
-    "paper": {"times": "coupled", "along": "sampled", "delta_r": 1e-12, "normalise_q": False},
-    "recommended": {"times": "ordered", "along": "own", "delta_r": 1e-3, "normalise_q": True, "xi": UNIFORM},
+    "paper": {"times": "coupled", "along": "sampled", "delta_r": 1e-12, "normalise_q": False, "candidates": 1},
+    "recommended": {
+        "times": "ordered",
+        "along": "own",
+        "delta_r": 1e-3,
+        "normalise_q": True,
+        "candidates": 4,
+        "xi": UNIFORM,
+    },
 }
 # eta on normalised Q where neither 10 (medium-replay) nor 1 (else) is best; measured in notebooks/results/eta
 RECOMMENDED_ETA = {("world", "expert"): 3.0}
@@ -98,6 +105,9 @@ class Config:
     )
     delta_r: float | None = option(None, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
     derivative_dtype: Literal["float32", "float64"] | None = option(None, "of the difference; paper does not say")
+    candidates: int | None = option(
+        None, "one-step actions drawn when acting, of which the critics' best is taken; paper 1", low=1
+    )
     # networks and optimisation
     hidden_dim: int = option(512, "width of each hidden layer; paper 512, section 7.1", low=1)
     hidden_layers: int = option(4, "hidden layers of each network; paper 4, section 7.1", low=1)
@@ -133,7 +143,7 @@ class Config:
         if self.derivative == "zero":
             idle |= {"along": "--derivative zero"}
         if self.objective == "bc":
-            idle |= dict.fromkeys(("eta", "normalise_q"), "--objective bc")
+            idle |= dict.fromkeys(("eta", "normalise_q", "candidates"), "--objective bc")
         if self.objective == "q":
             cloning = ("xi", "times", "equal_share", "along", "delta_r", "derivative_dtype")
             idle |= dict.fromkeys(cloning, "--objective q")
@@ -438,10 +448,21 @@ class Agent:
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """One-step actions (B, A) for observations (B, O), from noise (B, A) or drawn from `generator`."""
+        """Actions (B, A) for observations (B, O): of `candidates` one-step actions, the one with the highest mean Q.
+
+        They come from noise (B, candidates, A), or (B, A) for one, else drawn from `generator`.
+        """
+        B, A = obs.shape[0], self.policy.action_dim
         if noise is None:
-            noise = torch.randn(len(obs), self.policy.action_dim, device=obs.device, generator=generator)
-        return self.policy.act(obs, noise)
+            noise = torch.randn(B, self.config.candidates or 1, A, device=obs.device, generator=generator)
+        noise = noise.view(B, -1, A)
+        rows = obs.repeat_interleave(noise.shape[1], 0)
+        actions = self.policy.act(rows, noise.flatten(0, 1))
+        if noise.shape[1] == 1:
+            return actions
+        q = torch.stack([critic(rows, actions) for critic in self.critics]).mean(0)
+        best = q.view(B, -1, 1).argmax(1, keepdim=True).expand(-1, 1, A)
+        return actions.view(noise.shape).gather(1, best)[:, 0]
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues a training, as tensors and plain types."""

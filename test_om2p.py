@@ -426,6 +426,20 @@ def test_acting_draws_from_the_given_stream_only():
     assert torch.equal(state[0], torch.get_rng_state()) and torch.equal(state[1], a.generator.get_state())
 
 
+def test_of_several_candidates_the_critics_best_is_taken():
+    """With Q(o, a) = -|a - 0.5|^2 the action nearest to 0.5 of those of the policy, at every observation."""
+    a, obs = agent(candidates=5), torch.randn(50, 5)
+    noise = torch.randn(50, 5, 2, generator=generator())
+    critic = torch.nn.Module()
+    critic.forward = lambda obs, action: -(action - 0.5).square().sum(1, keepdim=True)
+    a.critics = torch.nn.ModuleList([critic, critic])
+    tried = torch.stack([a.policy.act(obs, noise[:, k]) for k in range(5)], 1)
+    nearest = (tried - 0.5).norm(dim=2).argmin(1)
+    assert nearest.unique().numel() > 1
+    assert torch.allclose(a.act(obs, noise), tried[torch.arange(50), nearest], atol=1e-6)
+    assert torch.allclose(a.act(obs, noise[:, 0]), tried[:, 0].detach(), atol=1e-6)  # one candidate: no choice
+
+
 def test_usable_alone(tmp_path):
     """om2p.py copied into another project needs torch and numpy only."""
     (tmp_path / "om2p.py").write_text((ROOT / "om2p.py").read_text())
@@ -1424,16 +1438,16 @@ def test_scoring_drawing_and_exporting_a_checkpoint(whole_run, tmp_path, capsys)
     assert gif.read_bytes().startswith(b"GIF")
     # in a process that has nothing of this repository
     state = torch.load(whole_run / "checkpoint.pt", weights_only=True)
-    obs, noise = torch.randn(5, 3, 24, generator=generator(1)), torch.randn(5, 3, 2, generator=generator(2))
+    obs, noise = torch.randn(5, 3, 24, generator=generator(1)), torch.randn(5, 3, 4, 2, generator=generator(2))
     torch.save((obs, noise), tmp_path / "inputs.pt")
     code = "import torch; obs, noise = torch.load('inputs.pt', weights_only=True); "
     code += "torch.save(torch.export.load('policy.pt2').module()(obs, noise), 'actions.pt')"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
     actions = torch.load(tmp_path / "actions.pt", weights_only=True)
-    for i, agent in enumerate(state["agents"]):
-        policy = MeanFlowPolicy(24, 2, 16, 2)
-        policy.load_state_dict(agent["policy"])
-        assert torch.allclose(actions[:, i], policy.act(obs[:, i], noise[:, i]), atol=1e-6)
+    for i, saved in enumerate(state["agents"]):
+        agent = Agent(24, 2, Config(hidden_dim=16, hidden_layers=2))
+        agent.load_state_dict(saved)
+        assert torch.allclose(actions[:, i], agent.act(obs[:, i], noise[:, i]), atol=1e-6)
     for wrong in (["--gif", "a.gif"], ["--evaluate", str(whole_run), "--steps", "3"]):
         with pytest.raises(SystemExit) as stop:
             om2p.main(wrong)
