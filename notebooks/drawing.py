@@ -1,0 +1,48 @@
+"""What the notebooks share: colours that colour-blind readers can tell apart, axes, animations, and showing source."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from IPython.display import HTML, Code
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+YELLOW, SKY, GREY = "#e69f00", "#56b4e9", "#777777"
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 80,
+        "figure.constrained_layout.use": True,
+        "font.size": 12,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY]),
+        "legend.frameon": False,
+    }
+)
+
+
+def source(thing: object) -> Code:
+    """The source of a function or class, as it stands in om2p.py."""
+    return Code(inspect.getsource(thing), language="python")
+
+
+def animate(figure: Figure, draw: Callable[[int], object], frames: int, fps: int = 12) -> HTML:
+    """A GIF of `draw(0)` to `draw(frames - 1)`, each of which changes the figure."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "animation.gif"
+        FuncAnimation(figure, draw, frames).save(path, PillowWriter(fps))
+        plt.close(figure)
+        return gif(path.read_bytes())
+
+
+def gif(data: bytes) -> HTML:
+    """Show the bytes of a GIF in place, so that the saved notebook needs no other file."""
+    return HTML(f'<img src="data:image/gif;base64,{base64.b64encode(data).decode()}"/>')
