@@ -218,6 +218,7 @@ def make_data(cells: Iterable[str]) -> None:
 
 SEEDS = (1, 2, 3)
 WORLD = [f"world/{quality}" for quality in QUALITIES]
+SHORT = ("--steps", "1000")  # for figures and search
 CURVE = ("--eval-every", "100")
 
 
@@ -229,7 +230,7 @@ def table_1() -> list[Run]:
 
 def figure_2() -> list[Run]:
     """Cloning alone on World expert: Beta(6, 6) against uniform times, and the step of the difference."""
-    beta, cloning = ("--xi", "5", "5", "0", "0"), ("--objective", "bc", *CURVE)
+    beta, cloning = ("--xi", "5", "5", "0", "0"), (*SHORT, *CURVE, "--objective", "bc")
     left = [(system, xi) for system in ("om2p-paper", "om2p") for xi in (beta, ("--xi", "0", "0", "0", "0"))]
     steps = [("--delta-r", d, "--derivative-dtype", "float64") for d in ("0.1", "1e-2", "1e-4", "1e-8")]
     steps += [("--delta-r", d, "--derivative-dtype", "float32") for d in ("1e-3", "1e-8", "1e-12")]
@@ -240,17 +241,17 @@ def figure_2() -> list[Run]:
 def figure_3() -> list[Run]:
     """The weight of Q on World, on raw Q as in the paper and on normalised Q."""
     grid = itertools.product(SEEDS, WORLD, ("om2p-paper", "om2p"), ("0.1", "1", "10", "100", "1000"))
-    return [Run(system, cell, seed, ("--eta", eta)) for seed, cell, system, eta in grid]
+    return [Run(system, cell, seed, (*SHORT, "--eta", eta)) for seed, cell, system, eta in grid]
 
 
 def figure_4() -> list[Run]:
     """Only Q, only cloning, uniform times, everything, with the paper's settings and with ours."""
     variants = [("--objective", "q"), ("--objective", "bc"), ("--xi", "0", "0", "0", "0"), ()]
     pairs = [(system, v) for system in ("om2p-paper", "om2p") for v in variants if system != "om2p" or "--xi" not in v]
-    return [Run(system, cell, seed, v) for seed in SEEDS for cell in WORLD for system, v in pairs]
+    return [Run(system, cell, seed, (*SHORT, *v)) for seed in SEEDS for cell in WORLD for system, v in pairs]
 
 
-TUNE_SEED, TUNE_BUDGET = 101, ("--steps", "1000")
+TUNE_SEED = 101
 # per system: option, and what is tried for it on World, and on the other two tasks
 TUNED = {
     "om2p": ("--eta", ("10", "30", "100"), ("1", "3", "10")),
@@ -264,7 +265,7 @@ def tuning() -> list[Run]:
     """Three settings of every system on two qualities of three tasks, with one seed that no table uses."""
     cells = itertools.product(("world", "spread", "halfcheetah"), ("medium-expert", "medium-replay"))
     return [
-        Run(system, f"{env}/{quality}", TUNE_SEED, (*TUNE_BUDGET, option, value))
+        Run(system, f"{env}/{quality}", TUNE_SEED, (*SHORT, option, value))
         for env, quality in cells
         for system, (option, *tried) in TUNED.items()
         for value in tried[env != "world"]

@@ -1,0 +1,311 @@
+"""Tables and figures from results/*.csv: the paper's beside ours, as pictures, and a verdict for each claim.
+
+    python notebooks/evidence.py     # prints the tables and verdicts; draws results/table1.png, figure2.png, ...
+
+It uses what `reproduce.py` and `table_2.py` have written so far; what is missing is left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from reproduce import ENVS, RESULTS, SYSTEMS, finals, mean_and_spread, read, table  # noqa: E402
+
+from om2p import QUALITIES  # noqa: E402
+
+PAPER = {  # Table 1: mean return over 5 seeds, for data of each of QUALITIES
+    "tag": {
+        "omar": (86.8, 116.9, 128.3, 202.8),
+        "ma-sfbc": (26.1, 127.0, 152.3, 256.0),
+        "ma-fql": (203.8, 255.1, 233.0, 289.5),
+        "om2p": (203.1, 257.3, 230.2, 330.3),
+    },
+    "world": {
+        "omar": (21.1, 45.6, 71.5, 84.8),
+        "ma-sfbc": (9.1, 54.2, 60.6, 97.3),
+        "ma-fql": (107.0, 136.1, 120.7, 139.4),
+        "om2p": (106.0, 142.0, 126.9, 175.0),
+    },
+    "spread": {
+        "omar": (260.7, 348.7, 450.3, 564.6),
+        "ma-sfbc": (196.1, 276.3, 299.8, 553.0),
+        "ma-fql": (375.6, 469.6, 525.0, 582.6),
+        "om2p": (380.3, 441.2, 510.0, 614.0),
+    },
+    "halfcheetah": {
+        "omar": (1675, 2797, 2900, 2964),
+        "ma-sfbc": (-128, 1387, 1392, 2387),
+        "ma-fql": (2554, 2172, 2655, 3870),
+        "om2p": (2526, 2674, 2917, 4152),
+    },
+}
+TASKS = dict(tag="Predator-Prey", world="World", spread="Cooperative Navigation", halfcheetah="2-agent HalfCheetah")
+NAMES = {
+    "bc": "BC",
+    "omar": "OMAR",
+    "ma-sfbc": "MA-SfBC",
+    "ma-fql": "MA-FQL",
+    "om2p-paper": "OM2P, paper",
+    "om2p": "OM2P, recommended",
+}
+COLOURS = dict(zip(SYSTEMS, ("#777777", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#0072b2")))
+OVER_OMAR = {"tag": 1.9, "world": 2.5, "spread": 1.2, "halfcheetah": 1.2}  # the paper's average over OMAR's
+OVER_DATA = {  # the paper's OM2P over the mean return of its data
+    ("spread", "medium"): 1.7,
+    ("tag", "medium"): 2.9,
+    ("world", "medium"): 3.3,
+    ("spread", "expert"): 1.19,
+    ("tag", "expert"): 1.78,
+    ("world", "expert"): 2.2,
+}
+
+PAPER_TABLE_2 = {  # seconds and megabytes of 10,000 steps with 10 evaluation episodes every 100, on a GPU
+    "ma-sfbc": (6242, 1036),
+    "ma-fql": (715, 906),
+    "om2p-paper, full Jacobian": (679, 2442),
+    "om2p-paper": (576, 650),
+}
+
+# --------------------------------------------------------------------------------------------------------- Table 1
+
+
+def table_1() -> dict[tuple[str, str, str], list[float]]:
+    """The last return of every seed, by task, quality and system."""
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    for (cell, system, _), values in finals(RESULTS / "table1.csv").items():
+        scores[(*cell.split("/"), system)] = values
+    return scores
+
+
+def data_returns() -> dict[tuple[str, str], float]:
+    """The mean return of the data of every task and quality."""
+    return {tuple(row["cell"].split("/")): float(row["data_return"]) for row in table(RESULTS / "cells.csv")}
+
+
+def text_table_1() -> str:
+    """Ours beside the paper's (in brackets), one line for each cell."""
+    scores, data = table_1(), data_returns()
+    lines = [f"{'':<28}{'data':>8}" + "".join(f"{NAMES[s]:>24}" for s in SYSTEMS)]
+    for env in ENVS:
+        for k, quality in enumerate(QUALITIES):
+            line = f"{TASKS[env] + ', ' + quality:<38}"[:38] + f"{data[env, quality]:8.1f}"
+            for system in SYSTEMS:
+                if values := scores.get((env, quality, system)):
+                    mean, spread = mean_and_spread(values)
+                    paper = f" ({PAPER[env][system][k]:g})" if system in PAPER[env] else ""
+                    line += f"{f'{mean:.0f} +- {spread:.0f}{paper}':>24}"
+                else:
+                    line += f"{'-':>24}"
+            lines.append(line)
+    lines[0] = " " * 10 + lines[0]
+    return "\n".join(lines)
+
+
+def verdicts_table_1() -> list[str]:
+    """What the paper says of OM2P in Table 1, and whether it holds here, for the tasks whose cells are all there."""
+    scores, data = table_1(), data_returns()
+    lines = []
+    for env in ENVS:
+        if any((env, q, s) not in scores for q in QUALITIES for s in SYSTEMS):
+            continue
+        mean = {(q, s): statistics.mean(scores[env, q, s]) for q in QUALITIES for s in SYSTEMS}
+        average = {s: statistics.mean(mean[q, s] for q in QUALITIES) for s in SYSTEMS}
+        best = max(average, key=average.get)
+        ratio = average["om2p"] / average["omar"]
+        lines.append(f"{TASKS[env]}: highest average {NAMES[best]} ({average[best]:.0f}; OM2P {average['om2p']:.0f})")
+        lines.append(f"    OM2P over OMAR: x {ratio:.2f} (paper x {OVER_OMAR[env]})")
+        for quality in QUALITIES:
+            top = max(SYSTEMS, key=lambda s: mean[quality, s])  # noqa: B023
+            behind = mean[quality, top] - mean[quality, "om2p"]
+            spread = mean_and_spread(scores[env, quality, top])[1]
+            text = f"    {quality}: best {NAMES[top]}"
+            text += "" if top == "om2p" else f", OM2P {behind:.0f} behind (its standard deviation is {spread:.0f})"
+            if mean[quality, "om2p"] < mean[quality, "bc"]:
+                text += ", under BC"
+            if (env, quality) in OVER_DATA:
+                text += f"; x {mean[quality, 'om2p'] / data[env, quality]:.2f} of the data"
+                text += f" (paper x {OVER_DATA[env, quality]})"
+            lines.append(text)
+    return lines
+
+
+def draw_table_1(figure: Figure) -> None:
+    """A panel for each task: ours as filled dots with the standard deviation over seeds, the paper's as rings."""
+    scores, data = table_1(), data_returns()
+    for axes, env in zip(figure.subplots(2, 2).flat, ENVS):
+        for k, quality in enumerate(QUALITIES):
+            axes.plot([k - 0.42, k + 0.42], [data[env, quality]] * 2, color="black", lw=1, ls=":")
+            for j, system in enumerate(SYSTEMS):
+                x = k + (j - 2.5) * 0.14
+                if values := scores.get((env, quality, system)):
+                    mean, spread = mean_and_spread(values)
+                    axes.errorbar(x, mean, spread, color=COLOURS[system], marker="o", ms=6, capsize=2)
+                if system in PAPER[env]:
+                    axes.plot(x, PAPER[env][system][k], "o", ms=6, mfc="none", color=COLOURS[system], alpha=0.6)
+        axes.set_title(TASKS[env], fontsize=12)
+        axes.set_xticks(range(len(QUALITIES)), QUALITIES)
+        axes.set_ylabel("return")
+        axes.spines[["top", "right"]].set_visible(False)
+    for system in SYSTEMS:
+        axes.plot([], [], "o", color=COLOURS[system], label=NAMES[system])
+    axes.plot([], [], "o", mfc="none", color="black", label="the paper's (ring)")
+    axes.plot([], [], color="black", lw=1, ls=":", label="return of the data")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+
+
+# --------------------------------------------------------------------------------------------------------- Table 2
+
+
+def text_table_2() -> str:
+    """Time and memory of every system, and their ratios to OM2P with the difference, beside the paper's ratios."""
+    rows = {row["system"]: row for row in table(RESULTS / "table_2.csv")}
+    lines = [f"{'':<28}{'seconds':>9}{'MB':>8}{'time / OM2P':>14}{'(paper)':>9}{'memory / OM2P':>15}{'(paper)':>9}"]
+    base, paper_base = rows["om2p"], PAPER_TABLE_2["om2p-paper"]
+    for name, row in rows.items():
+        ours = [float(row[k]) for k in ("seconds_per_10000_steps", "megabytes")]
+        ratios = [x / float(base[k]) for x, k in zip(ours, ("seconds_per_10000_steps", "megabytes"))]
+        paper = ["", ""]
+        if name in PAPER_TABLE_2:
+            paper = [f"({x / y:.2f})" for x, y in zip(PAPER_TABLE_2[name], paper_base)]
+        line = f"{name:<28}{ours[0]:9.0f}{ours[1]:8.1f}{ratios[0]:14.2f}{paper[0]:>9}{ratios[1]:15.2f}{paper[1]:>9}"
+        lines.append(f"{line}   ({row['steps']} steps)")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------- Figures
+
+
+def curves(path: Path) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """Returns by step of every seed, the final evaluation left out, by system and options."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in read(path):
+        if row["last"] == "0":
+            by_step = found.setdefault((row["system"], row["options"]), {})
+            by_step.setdefault(int(row["step"]), []).append(float(row["return"]))
+    return found
+
+
+def draw_curves(axes: Axes, wanted: dict[str, tuple[str, str]], found: dict) -> None:
+    """Mean over seeds against steps, the standard deviation as a band."""
+    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777", "black")
+    for (label, key), colour in zip(wanted.items(), colours):
+        if by_step := found.get(key):
+            points = [(step, *mean_and_spread(values)) for step, values in sorted(by_step.items())]
+            steps, means, spreads = (list(column) for column in zip(*points))
+            axes.plot(steps, means, color=colour, label=label)
+            low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
+    axes.set(xlabel="training steps", ylabel="return")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_figure_2(figure: Figure) -> None:
+    """Cloning on World expert data: Beta(6, 6) against uniform times, and the step of the difference."""
+    found = curves(RESULTS / "figure2.csv")
+
+    def key(system: str, *parts: str) -> tuple[str, str]:
+        return next((k for k in found if k[0] == system and all(p in k[1] for p in parts)), (system, "missing"))
+
+    left, right = figure.subplots(1, 2, sharey=True)
+    uniform, beta = "--xi 0 0 0 0", "--xi 5 5 0 0"
+    wanted = {
+        "paper's settings, Beta(6, 6)": min(
+            (k for k in found if k[0] == "om2p-paper" and k[1].endswith(beta)), default=("", "")
+        ),
+        "paper's settings, uniform": key("om2p-paper", uniform),
+        "recommended, Beta(6, 6)": key("om2p", beta),
+        "recommended, uniform": key("om2p", uniform),
+    }
+    draw_curves(left, wanted, found)
+    left.set_title("distribution of times", fontsize=12)
+    steps = [("0.1", "float64"), ("1e-2", "float64"), ("1e-4", "float64"), ("1e-8", "float64")]
+    steps += [("1e-3", "float32"), ("1e-8", "float32"), ("1e-12", "float32")]
+    wanted = {f"{d}, {kind}": key("om2p-paper", f"--delta-r {d} ", kind) for d, kind in steps}
+    draw_curves(right, wanted | {"exact derivative": key("om2p-paper", "--derivative exact")}, found)
+    right.set_title(r"step of the difference $\Delta r$", fontsize=12)
+
+
+def draw_figure_3(figure: Figure) -> None:
+    """Return against eta on World, on raw Q (paper) and on normalised Q (recommended), a panel for each quality."""
+    scores, data = finals(RESULTS / "figure3.csv"), data_returns()
+    for axes, quality in zip(figure.subplots(1, 4, sharey=True), QUALITIES):
+        for system, label in (("om2p-paper", "raw Q (paper)"), ("om2p", "normalised Q")):
+            points = sorted(
+                (float(options.split()[-1]), *mean_and_spread(values))
+                for (cell, name, options), values in scores.items()
+                if name == system and cell == f"world/{quality}"
+            )
+            if points:
+                etas, means, spreads = zip(*points)
+                axes.errorbar(etas, means, spreads, color=COLOURS[system], marker="o", capsize=2, label=label)
+        axes.axhline(data["world", quality], color="black", lw=1, ls=":", label="return of the data")
+        axes.set(xscale="log", xlabel=r"weight of Q, $\eta$")
+        axes.set_title(quality, fontsize=12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.label_outer()
+    figure.axes[0].set_ylabel("return")
+    figure.axes[-1].legend(frameon=False, fontsize=9)
+
+
+def draw_figure_4(figure: Figure) -> None:
+    """Only Q, only cloning, uniform times, everything: on World, with the paper's settings and with ours."""
+    scores, data = finals(RESULTS / "figure4.csv"), data_returns()
+    variants = {"q": "only Q", "bc": "only cloning", "--xi": "uniform times", "": "everything"}
+    colours = dict(zip(variants, ("#e69f00", "#777777", "#56b4e9", "#0072b2")))
+    for axes, system in zip(figure.subplots(1, 2, sharey=True), ("om2p-paper", "om2p")):
+        for k, quality in enumerate(QUALITIES):
+            axes.plot([k - 0.42, k + 0.42], [data["world", quality]] * 2, color="black", lw=1, ls=":")
+            for j, kind in enumerate(variants):
+                for (cell, name, options), values in scores.items():
+                    words = options.split()
+                    same = kind in words if kind else not {"--objective", "--xi"} & set(words)
+                    if cell == f"world/{quality}" and name == system and same:
+                        mean, spread = mean_and_spread(values)
+                        axes.bar(k + (j - 1.5) * 0.2, mean, 0.18, yerr=spread, color=colours[kind], capsize=2)
+        axes.set_xticks(range(len(QUALITIES)), QUALITIES)
+        axes.set_title(NAMES[system], fontsize=12)
+        axes.spines[["top", "right"]].set_visible(False)
+    for kind, label in variants.items():
+        axes.bar([0], [0], color=colours[kind], label=label)
+    axes.plot([], [], color="black", lw=1, ls=":", label="return of the data")
+    figure.axes[0].set_ylabel("return")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+
+
+PICTURES = {
+    "table1": (draw_table_1, (11, 8)),
+    "figure2": (draw_figure_2, (12, 4.5)),
+    "figure3": (draw_figure_3, (12, 3.6)),
+    "figure4": (draw_figure_4, (11, 4)),
+}
+
+
+def picture(name: str) -> Figure:
+    """The picture of a table or figure."""
+    draw, size = PICTURES[name]
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    return figure
+
+
+def main() -> None:
+    """Draw what there are results for."""
+    for name in PICTURES:
+        if (RESULTS / f"{name}.csv").exists():
+            picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
+    if (RESULTS / "table1.csv").exists():
+        print(text_table_1(), *verdicts_table_1(), sep="\n")
+    print(text_table_2())
+
+
+if __name__ == "__main__":
+    main()
