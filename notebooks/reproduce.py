@@ -254,15 +254,15 @@ def figure_4() -> list[Run]:
 TUNE_SEED = 101
 # per system: option, and what is tried for it on World, and on the other two tasks
 TUNED = {
-    "om2p": ("--eta", ("10", "30", "100"), ("1", "3", "10")),
-    "ma-fql": ("--alpha", ("0.01", "0.03", "0.1"), ("0.1", "0.3", "1")),
-    "ma-sfbc": ("--alpha", ("30", "100", "300"), ("10", "30", "100")),
-    "omar": ("--alpha", ("0.03", "0.1", "0.3"), ("0.1", "0.3", "1")),
+    "om2p": ("--eta", ("10", "30", "100"), ("0.3", "1", "3", "10")),
+    "ma-fql": ("--alpha", ("0.01", "0.03", "0.1"), ("0.03", "0.1", "0.3", "1")),
+    "ma-sfbc": ("--alpha", ("30", "100", "300"), ("10", "30", "100", "300")),
+    "omar": ("--alpha", ("0.03", "0.1", "0.3"), ("0.1", "0.3", "1", "3")),
 }
 
 
 def tuning() -> list[Run]:
-    """Three settings of every system on two qualities of three tasks, with one seed that no table uses."""
+    """As many settings of every system on two qualities of three tasks, with one seed that no table uses."""
     cells = itertools.product(("world", "spread", "halfcheetah"), ("medium-expert", "medium-replay"))
     return [
         Run(system, f"{env}/{quality}", TUNE_SEED, (*SHORT, option, value))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -160,8 +162,9 @@ def test_grids_have_the_right_runs_and_skip_what_is_done(tmp_path):
     runs = reproduce.table_1()
     assert len(runs) == len({run.key for run in runs}) == 16 * 6 * 3
     assert all(run.seed != reproduce.TUNE_SEED for run in runs)
-    trials = {name: len(tried) for name, tried in reproduce.TUNED.items()}
-    assert len(set(trials.values())) == 1, "every system gets as many trials"
+    trials = Counter((run.cell, run.system) for run in reproduce.tuning())
+    assert {n for (cell, _), n in trials.items() if cell.startswith("world")} == {3}, "every system gets as many trials"
+    assert {n for (cell, _), n in trials.items() if not cell.startswith("world")} == {4}
     path, calls = tmp_path / "grid.csv", []
 
     def engine(todo):
@@ -178,6 +181,28 @@ def test_grids_have_the_right_runs_and_skip_what_is_done(tmp_path):
     reproduce.run_all(runs[:5], path, engine)
     assert calls == runs[:5]
     assert len(reproduce.read(path)) == 10 and b"--seed 9" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
+    """Two runs at a time, in processes here or in a real local Ray of two workers, end as `train` does here."""
+    if name == "ray":
+        pytest.importorskip("ray")
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 2)
+    data.collect("world", "expert", 1000, progress=False).save(tmp_path / "world-expert.npz")
+    monkeypatch.setattr(reproduce, "DATA", tmp_path)
+    tiny = ("--steps", "4", "--eval-every", "2", "--final-episodes", "3", "--hidden-dim", "8")
+    runs = [reproduce.Run(system, "world/expert", 7, tiny) for system in ("om2p", "bc")]
+    engine = reproduce.ray_engine if name == "ray" else reproduce.local_engine(2)
+    reproduce.run_all(runs, tmp_path / "grid.csv", engine)
+    rows = reproduce.read(tmp_path / "grid.csv")
+    assert [row["step"] for row in rows if row["system"] == "om2p"] == ["2", "4", "4"]
+    assert {row["system"] for row in rows} == {"om2p", "bc"} and {row["seed"] for row in rows} == {"7"}
+    config = om2p.Config(data=str(tmp_path / "world-expert.npz"), out=str(tmp_path / "run"), seed=7)
+    config = dataclasses.replace(config, steps=4, eval_every=2, final_episodes=3, hidden_dim=8, learning_rate=1e-3)
+    last = next(row for row in rows if row["system"] == "om2p" and row["last"] == "1")
+    assert om2p.train(config)[1]["return"] == pytest.approx(float(last["return"]), rel=1e-4)
 
 
 def test_the_mean_of_two_modes_is_near_none():
