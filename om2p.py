@@ -66,8 +66,12 @@ PRESETS = {
         "xi": UNIFORM,
     },
 }
-# eta on normalised Q where neither 10 (medium-replay) nor 1 (else) is best; measured in notebooks/results/eta
-RECOMMENDED_ETA = {("world", "expert"): 3.0}
+RECOMMENDED_ETA = {  # eta on normalised Q, best of the search in notebooks/results/tune.csv
+    "tag": (100.0, 10.0, 10.0, 10.0),
+    "world": (100.0, 10.0, 10.0, 10.0),
+    "spread": (1.0, 3.0, 3.0, 3.0),
+    "halfcheetah": (1.0, 1.0, 1.0, 1.0),
+}
 
 
 def option(default: Any, text: str, low: float = 0.0, high: float = float("inf")) -> Any:
@@ -128,10 +132,9 @@ class Config:
         out = f"runs/{self.env.replace(':', '.')}-{quality}-seed{self.seed}"
         fill = {"eta": 1.0, "xi": UNIFORM, "out": out, "equal_share": 0.5}
         if self.env in TABLE_3_ETA and quality in QUALITIES:
-            fill["eta"] = TABLE_3_ETA[self.env][QUALITIES.index(quality)]
+            table = TABLE_3_ETA if self.preset == "paper" else RECOMMENDED_ETA
+            fill["eta"] = table[self.env][QUALITIES.index(quality)]
             fill["xi"] = TABLE_3_XI.get((self.env, quality), UNIFORM)
-        if self.preset == "recommended":
-            fill["eta"] = RECOMMENDED_ETA.get((self.env, quality), 10.0 if quality == "medium-replay" else 1.0)
         fill |= PRESETS[self.preset]
         # below 1e-5 the rounding of r + delta_r eats the difference in float32: 12% at 1e-6, all of it at 1e-8
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"

@@ -1172,9 +1172,9 @@ def test_presets_are_what_the_readme_says():
     assert (paper.times, paper.delta_r, paper.derivative_dtype) == ("coupled", 1e-12, "float64")
     assert (paper.eta, paper.xi, paper.normalise_q) == (1000.0, (0.0, 0.0, 0.2, 0.0), False)
     assert (ours.times, ours.equal_share, ours.delta_r, ours.derivative_dtype) == ("ordered", 0.5, 1e-3, "float32")
-    assert (ours.eta, ours.normalise_q) == (1.0, True)
-    assert Config().resolve("medium-replay").eta == 10.0 and Config().resolve("expert").eta == 3.0
-    assert Config(env="tag").resolve("expert").eta == 1.0
+    assert (ours.eta, ours.normalise_q) == (10.0, True)
+    assert (paper.candidates, ours.candidates) == (1, 4)
+    assert Config().resolve("medium-replay").eta == 100.0 and Config(env="my:task").resolve("medium-replay").eta == 1.0
     mixed = Config(preset="paper", times="ordered", eta=3.0, delta_r=1e-3).resolve("medium")
     assert (mixed.times, mixed.eta, mixed.derivative_dtype, mixed.normalise_q) == ("ordered", 3.0, "float32", False)
     assert mixed.resolve("medium") == mixed
