@@ -136,7 +136,7 @@ class Config:
             fill["eta"] = table[self.env][QUALITIES.index(quality)]
             fill["xi"] = TABLE_3_XI.get((self.env, quality), UNIFORM)
         fill |= PRESETS[self.preset]
-        # below 1e-5 the rounding of r + delta_r eats the difference in float32: 12% at 1e-6, all of it at 1e-8
+        # below 1e-5 the rounding of r + delta_r eats the difference in float32: tens of percent at 1e-6, all of it at 1e-8
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"
         idle = {}  # options without effect, and why
         if (self.times or fill["times"]) == "coupled":
@@ -516,7 +516,7 @@ def train(
         raise ValueError(f"--device mps has no float64, which --delta-r {config.delta_r:g} needs: use --device cpu")
     half = np.array(0.5, config.derivative_dtype)
     if config.delta_r is not None and half + half.dtype.type(config.delta_r) == half:
-        print(f"note: r + {config.delta_r:g} rounds to r in {half.dtype}, so Eq. 5 makes du/dr exactly 0")
+        print(f"note: r + {config.delta_r:g} rounds to r in {half.dtype}, so Eq. 5 is zero or rounding noise")
     tune_cpu(device)
     torch.manual_seed(config.seed)  # before the networks are built
     _, N, O = dataset.observations.shape

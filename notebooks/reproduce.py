@@ -1,6 +1,6 @@
-"""Runs the grids behind the paper's Tables 1 and 2 and Figures 2 to 4, and the search for the recommended settings.
+"""Runs the grids behind Table 1 and Figures 2 to 4, ablations, and the search for the recommended settings.
 
-    python notebooks/reproduce.py --table 1              # likewise --table 2, --figure 2, 3 or 4, --tune
+    python notebooks/reproduce.py --table 1              # likewise --figure 2, 3 or 4, --ablations, --tune
     python notebooks/reproduce.py --table 1 --engine ray # on a Ray cluster, this machine or RAY_ADDRESS
     python notebooks/reproduce.py --table 1 --only world/expert ma-fql
     python notebooks/reproduce.py --table 1 --show       # the table of what is done so far
@@ -255,6 +255,15 @@ def figure_4() -> list[Run]:
     return [Run(system, cell, seed, (*SHORT, *v)) for seed in SEEDS for cell in WORLD for system, v in pairs]
 
 
+def ablations() -> list[Run]:
+    """Every choice of the default changed alone."""
+    changes = ["", "--derivative exact", "--derivative zero", "--times coupled", "--along sampled", "--delta-r 1e-2"]
+    changes += ["--candidates 1", "--candidates 16", "--equal-share 0.25", "--equal-share 0.75", "--objective bc"]
+    cells = [f"{env}/{quality}" for env in ("world", "spread") for quality in ("medium-replay", "medium-expert")]
+    grid = itertools.product(SEEDS, cells, changes)
+    return [Run("om2p", cell, seed, (*SHORT, *change.split())) for seed, cell, change in grid]
+
+
 TUNE_SEED = 101
 TUNED = {  # per system: its option, and what is tried for it on each task
     "om2p": ("--eta", {"world": "10 30 100", "spread": "0.3 1 3 10", "halfcheetah": "0.01 0.03 0.1 0.3"}),
@@ -298,7 +307,8 @@ def best_tried(system: str, cell: str) -> tuple[str, ...]:
     return max(runs, key=lambda run: returns[cell, system, shlex.join(run.options)]).options[-2:]
 
 
-GRIDS = {"table1": table_1, "figure2": figure_2, "figure3": figure_3, "figure4": figure_4, "tune": tuning}
+GRIDS = {"table1": table_1, "figure2": figure_2, "figure3": figure_3, "figure4": figure_4}
+GRIDS |= {"ablations": ablations, "tune": tuning}
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
@@ -331,13 +341,15 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--table", choices=["1"])
     which.add_argument("--figure", choices=["2", "3", "4"])
-    which.add_argument("--tune", action="store_true")
+    which.add_argument("--ablations", action="store_true", help="every choice of the default changed alone")
+    which.add_argument("--tune", action="store_true", help="the search for each system's coefficient")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time on this machine")
     parser.add_argument("--only", nargs="+", default=[], help="runs whose cell and system contain all these")
     parser.add_argument("--show", action="store_true", help="print what is done so far, and run nothing")
     args = parser.parse_args()
-    grid = "tune" if args.tune else f"table{args.table}" if args.table else f"figure{args.figure}"
+    named = {"tune": args.tune, "ablations": args.ablations, f"table{args.table}": args.table}
+    grid = next((name for name, asked in named.items() if asked), f"figure{args.figure}")
     path = RESULTS / f"{grid}.csv"
     if args.show:
         show(path)
