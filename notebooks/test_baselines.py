@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import baselines  # noqa: E402
+import evidence  # noqa: E402
 import reproduce  # noqa: E402
 import two_modes  # noqa: E402
 
@@ -203,6 +204,31 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
     config = dataclasses.replace(config, steps=4, eval_every=2, final_episodes=3, hidden_dim=8, learning_rate=1e-3)
     last = next(row for row in rows if row["system"] == "om2p" and row["last"] == "1")
     assert om2p.train(config)[1]["return"] == pytest.approx(float(last["return"]), rel=1e-4)
+
+
+def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
+    """Made-up returns in which MA-FQL is best on World medium and OM2P everywhere else."""
+    monkeypatch.setattr(reproduce, "tuned", lambda *_: ())
+    for name in evidence.PICTURES:
+        rows = []
+        for run in reproduce.GRIDS[name]():
+            value = 100.0 + 5 * list(reproduce.SYSTEMS).index(run.system) + run.seed
+            value += 20 if (run.cell, run.system) == ("world/medium", "ma-fql") else 0
+            row = {"cell": run.cell, "system": run.system, "options": " ".join(run.settings), "seed": run.seed}
+            row |= {"command": " ".join(run.command), "return": value}
+            rows += [row | {"step": step, "last": str(int(step == 1000))} for step in (500, 1000)]
+        reproduce.append(tmp_path / f"{name}.csv", rows)
+    (tmp_path / "cells.csv").write_bytes((evidence.RESULTS / "cells.csv").read_bytes())
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    for name in evidence.PICTURES:
+        evidence.picture(name).savefig(tmp_path / f"{name}.png")
+        drawn = [axes for axes in evidence.picture(name).axes if axes.has_data()]
+        assert len(drawn) == {"table1": 4, "figure2": 2, "figure3": 4, "figure4": 2}[name]
+    text = "\n".join(evidence.verdicts_table_1())
+    assert "World: highest average OM2P, recommended (127; OM2P 127)" in text
+    assert "OM2P over OMAR: x 1.19 (paper x 2.5)" in text  # 127 / 107
+    assert text.count("best MA-FQL, OM2P 10 behind (its standard deviation is 1)") == 1
+    assert text.count(": best OM2P, recommended") == 15 and "under BC" not in text
 
 
 def test_the_mean_of_two_modes_is_near_none():
