@@ -1168,7 +1168,7 @@ class Team(nn.Module):
     def __init__(self, agents: Sequence[Any]) -> None:
         super().__init__()
         self.agents = agents
-        self.networks = nn.ModuleList(nn.ModuleList([agent.policy, agent.critics]) for agent in agents)
+        self.networks = nn.ModuleList(nn.ModuleList(agent.acting()) for agent in agents)
 
     def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
         return torch.stack([agent.act(obs[:, i], noise[:, i]) for i, agent in enumerate(self.agents)], 1)

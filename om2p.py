@@ -56,13 +56,21 @@ TABLE_3_XI = {  # Table 3: xi where it is not zero
 }
 PRESETS = {
     # with eta and xi of Table 3
-    "paper": {"times": "coupled", "along": "sampled", "delta_r": 1e-12, "normalise_q": False, "candidates": 1},
+    "paper": {
+        "times": "coupled",
+        "along": "sampled",
+        "delta_r": 1e-12,
+        "normalise_q": False,
+        "candidates": 1,
+        "act_with": "trained",
+    },
     "recommended": {
         "times": "ordered",
         "along": "own",
         "delta_r": 1e-3,
         "normalise_q": True,
         "candidates": 4,
+        "act_with": "averaged",
         "xi": UNIFORM,
     },
 }
@@ -112,6 +120,9 @@ class Config:
     candidates: int | None = option(
         None, "one-step actions drawn when acting, of which the critics' best is taken; paper 1", low=1
     )
+    act_with: Literal["trained", "averaged"] | None = option(
+        None, "the trained networks act, or their running averages (the targets of Algorithm 1); paper does not say"
+    )
     # networks and optimisation
     hidden_dim: int = option(512, "width of each hidden layer; paper 512, section 7.1", low=1)
     hidden_layers: int = option(4, "hidden layers of each network; paper 4, section 7.1", low=1)
@@ -136,7 +147,7 @@ class Config:
             fill["eta"] = table[self.env][QUALITIES.index(quality)]
             fill["xi"] = TABLE_3_XI.get((self.env, quality), UNIFORM)
         fill |= PRESETS[self.preset]
-        # below 1e-5 the rounding of r + delta_r eats the difference in float32: tens of percent at 1e-6, all of it at 1e-8
+        # below 1e-5 float32's rounding of r + delta_r eats the difference: tens of percent at 1e-6, all at 1e-8
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"
         idle = {}  # options without effect, and why
         if (self.times or fill["times"]) == "coupled":
@@ -449,21 +460,26 @@ class Agent:
         soft_update(self.target_policy, self.policy, c.rho)
         return info | policy_info
 
+    def acting(self) -> tuple[nn.Module, nn.Module]:
+        """The policy and the critics that `act` uses."""
+        averaged = self.config.act_with == "averaged"
+        return (self.target_policy, self.target_critics) if averaged else (self.policy, self.critics)
+
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Actions (B, A) for observations (B, O): of `candidates` one-step actions, the one with the highest mean Q.
 
         They come from noise (B, candidates, A), or (B, A) for one, else drawn from `generator`.
         """
-        B, A = obs.shape[0], self.policy.action_dim
+        B, A, (policy, critics) = obs.shape[0], self.policy.action_dim, self.acting()
         if noise is None:
             noise = torch.randn(B, self.config.candidates or 1, A, device=obs.device, generator=generator)
         noise = noise.view(B, -1, A)
         rows = obs.repeat_interleave(noise.shape[1], 0)
-        actions = self.policy.act(rows, noise.flatten(0, 1))
+        actions = policy.act(rows, noise.flatten(0, 1))
         if noise.shape[1] == 1:
             return actions
-        q = torch.stack([critic(rows, actions) for critic in self.critics]).mean(0)
+        q = torch.stack([critic(rows, actions) for critic in critics]).mean(0)
         best = q.view(B, -1, 1).argmax(1, keepdim=True).expand(-1, 1, A)
         return actions.view(noise.shape).gather(1, best)[:, 0]
 

@@ -426,13 +426,24 @@ def test_acting_draws_from_the_given_stream_only():
     assert torch.equal(state[0], torch.get_rng_state()) and torch.equal(state[1], a.generator.get_state())
 
 
+def test_the_averages_act_where_asked():
+    obs, noise = torch.randn(20, 5), torch.randn(20, 1, 2)
+    for act_with in ("trained", "averaged"):
+        a = agent(act_with=act_with)
+        for _ in range(3):
+            a.update(random_batch(64))
+        acts = {"trained": a.policy, "averaged": a.target_policy}
+        for name, policy in acts.items():
+            assert torch.allclose(a.act(obs, noise), policy.act(obs, noise[:, 0]), atol=1e-6) == (name == act_with)
+
+
 def test_of_several_candidates_the_critics_best_is_taken():
     """With Q(o, a) = -|a - 0.5|^2 the action nearest to 0.5 of those of the policy, at every observation."""
     a, obs = agent(candidates=5), torch.randn(50, 5)
     noise = torch.randn(50, 5, 2, generator=generator())
     critic = torch.nn.Module()
     critic.forward = lambda obs, action: -(action - 0.5).square().sum(1, keepdim=True)
-    a.critics = torch.nn.ModuleList([critic, critic])
+    a.critics = a.target_critics = torch.nn.ModuleList([critic, critic])
     tried = torch.stack([a.policy.act(obs, noise[:, k]) for k in range(5)], 1)
     nearest = (tried - 0.5).norm(dim=2).argmin(1)
     assert nearest.unique().numel() > 1
@@ -1174,6 +1185,7 @@ def test_presets_are_what_the_readme_says():
     assert (ours.times, ours.equal_share, ours.delta_r, ours.derivative_dtype) == ("ordered", 0.5, 1e-3, "float32")
     assert (ours.eta, ours.normalise_q) == (10.0, True)
     assert (paper.candidates, ours.candidates) == (1, 4)
+    assert (paper.act_with, ours.act_with) == ("trained", "averaged")
     assert Config().resolve("medium-replay").eta == 100.0 and Config(env="my:task").resolve("medium-replay").eta == 1.0
     mixed = Config(preset="paper", times="ordered", eta=3.0, delta_r=1e-3).resolve("medium")
     assert (mixed.times, mixed.eta, mixed.derivative_dtype, mixed.normalise_q) == ("ordered", 3.0, "float32", False)

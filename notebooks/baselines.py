@@ -67,7 +67,11 @@ class BaselineConfig(om2p.Config):
         for name in (*ONLY_OM2P, "derivative_dtype"):
             if getattr(self, name) not in (defaults[name], None):
                 raise ValueError(f"--{name.replace('_', '-')} is of OM2P, not of --algorithm {self.algorithm}")
-        fill = {"alpha": ALPHA.get(self.algorithm), "candidates": 32 if self.algorithm == "ma-sfbc" else None}
+        fill = {
+            "act_with": "trained",
+            "alpha": ALPHA.get(self.algorithm),
+            "candidates": 32 if self.algorithm == "ma-sfbc" else None,
+        }
         fill["out"] = f"runs/{self.algorithm}-{self.env.replace(':', '.')}-{quality}-seed{self.seed}"
         return replace(self, **{k: v for k, v in fill.items() if getattr(self, k) is None}, objective=None)
 
@@ -190,10 +194,14 @@ class Baseline:
         soft_update(self.target_policy, self.policy, self.config.rho)
         return info | policy_info | {"policy_loss": loss.detach()}
 
+    def acting(self) -> tuple[nn.Module, nn.Module]:
+        """The policy and the critics that `act` uses."""
+        return om2p.Agent.acting(self)
+
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Actions (B, A) for observations (B, O)."""
-        return self.policy.act(obs, self.noise(obs, generator or self.generator) if noise is None else noise)
+        return self.acting()[0].act(obs, self.noise(obs, generator or self.generator) if noise is None else noise)
 
     def noise(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Gaussian noise (B, A), from the agent's own stream if not another."""
@@ -216,6 +224,7 @@ class BC(Baseline):
         """One step of the policy."""
         loss = (self.policy.act(batch.obs) - batch.action).square().sum(-1).mean()
         descend(self.policy_optimizer, loss)
+        soft_update(self.target_policy, self.policy, self.config.rho)
         return {"bc_loss": loss.detach()}
 
 
@@ -232,7 +241,7 @@ class MAFQL(Baseline):
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """One-step actions (B, A)."""
         with torch.no_grad():
-            return self.policy["one_step"].act(obs, self.noise(obs, generator) if noise is None else noise)
+            return self.acting()[0]["one_step"].act(obs, self.noise(obs, generator) if noise is None else noise)
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Eq. 7 with the present one-step policy: FQL keeps no target of it."""
@@ -302,8 +311,9 @@ class MASfBC(Baseline):
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """One of the sampled candidates (B, A), drawn with the weights softmax(alpha Q)."""
         generator = generator or self.generator
-        actions = self.sample(self.policy, obs, self.config.candidates, generator)
-        weights, _ = self.weights(self.critics, obs, actions)
+        policy, critics = self.acting()
+        actions = self.sample(policy, obs, self.config.candidates, generator)
+        weights, _ = self.weights(critics, obs, actions)
         chosen = torch.multinomial(weights, 1, generator=generator)
         return actions[torch.arange(len(obs), device=obs.device), chosen[:, 0]]
 

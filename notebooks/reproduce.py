@@ -38,12 +38,13 @@ ENVS = tuple(TABLE_3_ETA)
 CELLS = [f"{env}/{quality}" for env in ENVS for quality in QUALITIES]
 # for every system alike: 400 times fewer steps than the paper's, so a higher learning rate
 BUDGET = ("--hidden-dim", "128", "--learning-rate", "1e-3", "--steps", "2500", "--eval-every", "500")
+BASELINE = ("notebooks/baselines.py", "--act-with", "averaged", "--algorithm")  # as the recommended OM2P acts
 SYSTEMS = {  # name in a table: script and options
-    "bc": ("notebooks/baselines.py", "--algorithm", "bc"),
-    "omar": ("notebooks/baselines.py", "--algorithm", "omar"),
+    "bc": (*BASELINE, "bc"),
+    "omar": (*BASELINE, "omar"),
     # four candidates instead of its paper's 16 in the target, which would take four times as long
-    "ma-sfbc": ("notebooks/baselines.py", "--algorithm", "ma-sfbc", "--target-candidates", "4"),
-    "ma-fql": ("notebooks/baselines.py", "--algorithm", "ma-fql"),
+    "ma-sfbc": (*BASELINE, "ma-sfbc", "--target-candidates", "4"),
+    "ma-fql": (*BASELINE, "ma-fql"),
     "om2p-paper": ("om2p.py", "--preset", "paper"),
     "om2p": ("om2p.py",),
 }
