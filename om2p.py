@@ -77,8 +77,8 @@ PRESETS = {
 RECOMMENDED_ETA = {  # eta on normalised Q, best of the search in notebooks/results/tune.csv
     "tag": (100.0, 10.0, 10.0, 10.0),
     "world": (100.0, 10.0, 10.0, 10.0),
-    "spread": (1.0, 3.0, 3.0, 3.0),
-    "halfcheetah": (1.0, 1.0, 1.0, 1.0),
+    "spread": (0.3, 3.0, 3.0, 3.0),
+    "halfcheetah": (0.1, 0.01, 0.01, 0.01),
 }
 
 

@@ -207,6 +207,13 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
     assert om2p.train(config)[1]["return"] == pytest.approx(float(last["return"]), rel=1e-4)
 
 
+def test_the_recommended_eta_is_the_best_of_the_search():
+    for cell in reproduce.CELLS:
+        env, quality = cell.split("/")
+        eta = om2p.RECOMMENDED_ETA[env][om2p.QUALITIES.index(quality)]
+        assert reproduce.best_tried("om2p", cell) == ("--eta", f"{eta:g}")
+
+
 def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
     """Made-up returns in which MA-FQL is best on World medium and OM2P everywhere else."""
     monkeypatch.setattr(reproduce, "tuned", lambda *_: ())
