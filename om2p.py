@@ -74,7 +74,7 @@ PRESETS = {
         "xi": UNIFORM,
     },
 }
-RECOMMENDED_ETA = {  # eta on normalised Q, best of the search in notebooks/results/tune.csv
+RECOMMENDED_ETA = {  # eta on normalised Q, best of the search in notebooks/results/tune.csv; tag shares world's
     "tag": (100.0, 10.0, 10.0, 10.0),
     "world": (100.0, 10.0, 10.0, 10.0),
     "spread": (0.3, 3.0, 3.0, 3.0),

@@ -157,6 +157,7 @@ class Baseline:
     """What all of them share: a policy, two critics, targets of both, optimizers and a random stream."""
 
     policy_kind: type[nn.Module] = DeterministicPolicy
+    acting, state_dict, load_state_dict = om2p.Agent.acting, om2p.Agent.state_dict, om2p.Agent.load_state_dict
 
     def __init__(
         self, obs_dim: int, action_dim: int, config: BaselineConfig, device: str | torch.device = "cpu", index: int = 0
@@ -194,10 +195,6 @@ class Baseline:
         soft_update(self.target_policy, self.policy, self.config.rho)
         return info | policy_info | {"policy_loss": loss.detach()}
 
-    def acting(self) -> tuple[nn.Module, nn.Module]:
-        """The policy and the critics that `act` uses."""
-        return om2p.Agent.acting(self)
-
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Actions (B, A) for observations (B, O)."""
@@ -207,14 +204,6 @@ class Baseline:
         """Gaussian noise (B, A), from the agent's own stream if not another."""
         generator = generator or self.generator
         return torch.randn(len(obs), self.action_dim, generator=generator, device=obs.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that continues a training, as tensors and plain types."""
-        return om2p.Agent.state_dict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        om2p.Agent.load_state_dict(self, state)
 
 
 class BC(Baseline):

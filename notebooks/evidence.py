@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
 from reproduce import ENVS, RESULTS, SYSTEMS, finals, mean_and_spread, read, table  # noqa: E402
 
 from om2p import QUALITIES  # noqa: E402
@@ -56,7 +57,7 @@ NAMES = {
     "om2p-paper": "OM2P, paper",
     "om2p": "OM2P, recommended",
 }
-COLOURS = dict(zip(SYSTEMS, ("#777777", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#0072b2")))
+COLOURS = dict(zip(SYSTEMS, (GREY, YELLOW, PINK, GREEN, ORANGE, BLUE)))
 OVER_OMAR = {"tag": 1.9, "world": 2.5, "spread": 1.2, "halfcheetah": 1.2}  # the paper's average over OMAR's
 OVER_DATA = {  # the paper's OM2P over the mean return of its data
     ("spread", "medium"): 1.7,
@@ -93,10 +94,10 @@ def data_returns() -> dict[tuple[str, str], float]:
 def text_table_1() -> str:
     """Ours beside the paper's (in brackets), one line for each cell."""
     scores, data = table_1(), data_returns()
-    lines = [f"{'':<28}{'data':>8}" + "".join(f"{NAMES[s]:>24}" for s in SYSTEMS)]
+    lines = [f"{'':<38}{'data':>8}" + "".join(f"{NAMES[s]:>24}" for s in SYSTEMS)]
     for env in ENVS:
         for k, quality in enumerate(QUALITIES):
-            line = f"{TASKS[env] + ', ' + quality:<38}"[:38] + f"{data[env, quality]:8.1f}"
+            line = f"{TASKS[env] + ', ' + quality:<38}{data[env, quality]:8.1f}"
             for system in SYSTEMS:
                 if values := scores.get((env, quality, system)):
                     mean, spread = mean_and_spread(values)
@@ -105,7 +106,6 @@ def text_table_1() -> str:
                 else:
                     line += f"{'-':>24}"
             lines.append(line)
-    lines[0] = " " * 10 + lines[0]
     return "\n".join(lines)
 
 
@@ -153,12 +153,11 @@ def draw_table_1(figure: Figure) -> None:
         axes.set_title(TASKS[env], fontsize=12)
         axes.set_xticks(range(len(QUALITIES)), QUALITIES)
         axes.set_ylabel("return")
-        axes.spines[["top", "right"]].set_visible(False)
     for system in SYSTEMS:
         axes.plot([], [], "o", color=COLOURS[system], label=NAMES[system])
     axes.plot([], [], "o", mfc="none", color="black", label="the paper's (ring)")
     axes.plot([], [], color="black", lw=1, ls=":", label="return of the data")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 # --------------------------------------------------------------------------------------------------------- Table 2
@@ -195,7 +194,7 @@ def curves(path: Path) -> dict[tuple[str, str], dict[int, list[float]]]:
 
 def draw_curves(axes: Axes, wanted: dict[str, tuple[str, str]], found: dict) -> None:
     """Mean over seeds against steps, the standard deviation as a band."""
-    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777", "black")
+    colours = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY, "black")
     for (label, key), colour in zip(wanted.items(), colours):
         if by_step := found.get(key):
             points = [(step, *mean_and_spread(values)) for step, values in sorted(by_step.items())]
@@ -204,23 +203,20 @@ def draw_curves(axes: Axes, wanted: dict[str, tuple[str, str]], found: dict) -> 
             low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
     axes.set(xlabel="training steps", ylabel="return")
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=9)
 
 
 def draw_figure_2(figure: Figure) -> None:
     """Cloning on World expert data: Beta(6, 6) against uniform times, and the step of the difference."""
     found = curves(RESULTS / "figure2.csv")
 
-    def key(system: str, *parts: str) -> tuple[str, str]:
-        return next((k for k in found if k[0] == system and all(p in k[1] for p in parts)), (system, "missing"))
+    def key(system: str, ending: str) -> tuple[str, str]:
+        return next((k for k in found if k[0] == system and k[1].endswith(ending)), (system, "missing"))
 
     left, right = figure.subplots(1, 2, sharey=True)
     uniform, beta = "--xi 0 0 0 0", "--xi 5 5 0 0"
     wanted = {
-        "paper's settings, Beta(6, 6)": min(
-            (k for k in found if k[0] == "om2p-paper" and k[1].endswith(beta)), default=("", "")
-        ),
+        "paper's settings, Beta(6, 6)": key("om2p-paper", beta),
         "paper's settings, uniform": key("om2p-paper", uniform),
         "recommended, Beta(6, 6)": key("om2p", beta),
         "recommended, uniform": key("om2p", uniform),
@@ -229,7 +225,7 @@ def draw_figure_2(figure: Figure) -> None:
     left.set_title("distribution of times", fontsize=12)
     steps = [("0.1", "float64"), ("1e-2", "float64"), ("1e-4", "float64"), ("1e-8", "float64")]
     steps += [("1e-3", "float32"), ("1e-8", "float32"), ("1e-12", "float32")]
-    wanted = {f"{d}, {kind}": key("om2p-paper", f"--delta-r {d} ", kind) for d, kind in steps}
+    wanted = {f"{d}, {kind}": key("om2p-paper", f"--delta-r {d} --derivative-dtype {kind}") for d, kind in steps}
     draw_curves(right, wanted | {"exact derivative": key("om2p-paper", "--derivative exact")}, found)
     right.set_title(r"step of the difference $\Delta r$", fontsize=12)
 
@@ -250,17 +246,16 @@ def draw_figure_3(figure: Figure) -> None:
         axes.axhline(data["world", quality], color="black", lw=1, ls=":", label="return of the data")
         axes.set(xscale="log", xlabel=r"weight of Q, $\eta$")
         axes.set_title(quality, fontsize=12)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.label_outer()
     figure.axes[0].set_ylabel("return")
-    figure.axes[-1].legend(frameon=False, fontsize=9)
+    figure.axes[-1].legend(fontsize=9)
 
 
 def draw_figure_4(figure: Figure) -> None:
     """Only Q, only cloning, uniform times, everything: on World, with the paper's settings and with ours."""
     scores, data = finals(RESULTS / "figure4.csv"), data_returns()
     variants = {"q": "only Q", "bc": "only cloning", "--xi": "uniform times", "": "everything"}
-    colours = dict(zip(variants, ("#e69f00", "#777777", "#56b4e9", "#0072b2")))
+    colours = dict(zip(variants, (YELLOW, GREY, SKY, BLUE)))
     for axes, system in zip(figure.subplots(1, 2, sharey=True), ("om2p-paper", "om2p")):
         for k, quality in enumerate(QUALITIES):
             axes.plot([k - 0.42, k + 0.42], [data["world", quality]] * 2, color="black", lw=1, ls=":")
@@ -273,12 +268,11 @@ def draw_figure_4(figure: Figure) -> None:
                         axes.bar(k + (j - 1.5) * 0.2, mean, 0.18, yerr=spread, color=colours[kind], capsize=2)
         axes.set_xticks(range(len(QUALITIES)), QUALITIES)
         axes.set_title(NAMES[system], fontsize=12)
-        axes.spines[["top", "right"]].set_visible(False)
     for kind, label in variants.items():
         axes.bar([0], [0], color=colours[kind], label=label)
     axes.plot([], [], color="black", lw=1, ls=":", label="return of the data")
     figure.axes[0].set_ylabel("return")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
 
 PICTURES = {
