@@ -74,11 +74,11 @@ PRESETS = {
         "xi": UNIFORM,
     },
 }
-RECOMMENDED_ETA = {  # eta on normalised Q, best of the search in notebooks/results/tune.csv; tag shares world's
-    "tag": (100.0, 10.0, 10.0, 10.0),
-    "world": (100.0, 10.0, 10.0, 10.0),
-    "spread": (0.3, 3.0, 3.0, 3.0),
-    "halfcheetah": (0.1, 0.01, 0.01, 0.01),
+RECOMMENDED = {  # eta on normalised Q, and candidates, best of the search in notebooks/results/tune.csv
+    "tag": ((100.0, 8), (10.0, 8), (10.0, 8), (10.0, 8)),  # shares world's
+    "world": ((100.0, 8), (10.0, 8), (10.0, 8), (10.0, 8)),
+    "spread": ((0.3, 8), (3.0, 8), (3.0, 8), (3.0, 8)),
+    "halfcheetah": ((0.1, 8), (0.01, 1), (0.01, 1), (0.01, 1)),  # on narrow data its critics mislead
 }
 
 
@@ -141,12 +141,13 @@ class Config:
     def resolve(self, quality: str = "expert") -> Config:
         """Fill in each `None` for data of this quality; raise ValueError for an option that has no effect."""
         out = f"runs/{self.env.replace(':', '.')}-{quality}-seed{self.seed}"
-        fill = {"eta": 1.0, "xi": UNIFORM, "out": out, "equal_share": 0.5}
+        fill = {"eta": 1.0, "xi": UNIFORM, "out": out, "equal_share": 0.5} | PRESETS[self.preset]
         if self.env in TABLE_3_ETA and quality in QUALITIES:
-            table = TABLE_3_ETA if self.preset == "paper" else RECOMMENDED_ETA
-            fill["eta"] = table[self.env][QUALITIES.index(quality)]
-            fill["xi"] = TABLE_3_XI.get((self.env, quality), UNIFORM)
-        fill |= PRESETS[self.preset]
+            k = QUALITIES.index(quality)
+            if self.preset == "paper":
+                fill |= {"eta": TABLE_3_ETA[self.env][k], "xi": TABLE_3_XI.get((self.env, quality), UNIFORM)}
+            else:
+                fill |= dict(zip(("eta", "candidates"), RECOMMENDED[self.env][k]))
         # below 1e-5 float32's rounding of r + delta_r eats the difference: tens of percent at 1e-6, all at 1e-8
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"
         idle = {}  # options without effect, and why

@@ -1184,7 +1184,7 @@ def test_presets_are_what_the_readme_says():
     assert (paper.eta, paper.xi, paper.normalise_q) == (1000.0, (0.0, 0.0, 0.2, 0.0), False)
     assert (ours.times, ours.equal_share, ours.delta_r, ours.derivative_dtype) == ("ordered", 0.5, 1e-3, "float32")
     assert (ours.eta, ours.normalise_q) == (10.0, True)
-    assert (paper.candidates, ours.candidates) == (1, 4)
+    assert (paper.candidates, ours.candidates, Config(env="my:task").resolve("medium").candidates) == (1, 8, 4)
     assert (paper.act_with, ours.act_with) == ("trained", "averaged")
     assert Config().resolve("medium-replay").eta == 100.0 and Config(env="my:task").resolve("medium-replay").eta == 1.0
     mixed = Config(preset="paper", times="ordered", eta=3.0, delta_r=1e-3).resolve("medium")

@@ -266,11 +266,27 @@ def ablations() -> list[Run]:
 
 
 TUNE_SEED = 101
-TUNED = {  # per system: its option, and what is tried for it on each task
-    "om2p": ("--eta", {"world": "10 30 100", "spread": "0.3 1 3 10", "halfcheetah": "0.01 0.03 0.1 0.3"}),
-    "ma-fql": ("--alpha", {"world": "0.01 0.03 0.1", "spread": "0.01 0.03 0.1 0.3", "halfcheetah": "3 10 30 100"}),
-    "ma-sfbc": ("--alpha", {"world": "30 100 300", "spread": "10 30 100 300", "halfcheetah": "10 30 100 300"}),
-    "omar": ("--alpha", {"world": "0.03 0.1 0.3", "spread": "0.1 0.3 1 3", "halfcheetah": "1 3 10 30"}),
+TUNED = {  # per system, on each task: options of its own, all that are tried
+    "om2p": {
+        "world": ["--eta 10", "--eta 30", "--eta 100"],
+        "spread": ["--eta 0.3", "--eta 1", "--eta 3", "--eta 10"],
+        "halfcheetah": [f"--eta {eta} --candidates {k}" for eta in ("0.01", "0.1") for k in (1, 8)],
+    },
+    "ma-fql": {
+        "world": ["--alpha 0.003", "--alpha 0.01", "--alpha 0.03"],
+        "spread": ["--alpha 0.01", "--alpha 0.03", "--alpha 0.1", "--alpha 0.3"],
+        "halfcheetah": ["--alpha 3", "--alpha 10", "--alpha 30", "--alpha 100"],
+    },
+    "ma-sfbc": {
+        "world": ["--alpha 100", "--alpha 300", "--alpha 1000"],
+        "spread": ["--alpha 30", "--alpha 100", "--alpha 300", "--alpha 1000"],
+        "halfcheetah": ["--alpha 10", "--alpha 30", "--alpha 100", "--alpha 300"],
+    },
+    "omar": {
+        "world": ["--alpha 0.03", "--alpha 0.1", "--alpha 0.3"],
+        "spread": ["--alpha 0.1", "--alpha 0.3", "--alpha 1", "--alpha 3"],
+        "halfcheetah": ["--alpha 1", "--alpha 3", "--alpha 10", "--alpha 30"],
+    },
 }
 
 
@@ -278,16 +294,16 @@ def tuning() -> list[Run]:
     """As many settings of every system on two qualities of three tasks, with one seed that no table uses."""
     cells = itertools.product(("world", "spread", "halfcheetah"), ("medium-expert", "medium-replay"))
     return [
-        Run(system, f"{env}/{quality}", TUNE_SEED, (*SHORT, option, value))
+        Run(system, f"{env}/{quality}", TUNE_SEED, (*SHORT, *options.split()))
         for env, quality in cells
-        for system, (option, tried) in TUNED.items()
-        for value in tried[env].split()
+        for system, tried in TUNED.items()
+        for options in tried[env]
     ]
 
 
 @functools.cache
 def tuned(system: str, cell: str) -> tuple[str, ...]:
-    """The setting with the best return in tune.csv; nothing for OM2P, whose preset has it (`om2p.RECOMMENDED_ETA`).
+    """The setting with the best return in tune.csv; nothing for OM2P, whose preset has it (`om2p.RECOMMENDED`).
 
     Data of policies that do not explore shares the setting found on medium-expert, Predator-Prey shares World's.
     """
@@ -297,7 +313,7 @@ def tuned(system: str, cell: str) -> tuple[str, ...]:
 
 
 def best_tried(system: str, cell: str) -> tuple[str, ...]:
-    """The option and value of `system` with the best last return in tune.csv; RuntimeError if not all were tried."""
+    """The options of `system` with the best last return in tune.csv; RuntimeError if not all were tried."""
     env, quality = cell.split("/")
     env = "world" if env == "tag" else env
     cell = f"{env}/{'medium-replay' if quality == 'medium-replay' else 'medium-expert'}"
@@ -305,7 +321,7 @@ def best_tried(system: str, cell: str) -> tuple[str, ...]:
     returns = finals(RESULTS / "tune.csv")
     if missing := [run for run in runs if (cell, system, shlex.join(run.options)) not in returns]:
         raise RuntimeError(f"{missing[0].cell} {system}: run reproduce.py --tune first")
-    return max(runs, key=lambda run: returns[cell, system, shlex.join(run.options)]).options[-2:]
+    return max(runs, key=lambda run: returns[cell, system, shlex.join(run.options)]).options[len(SHORT) :]
 
 
 GRIDS = {"table1": table_1, "figure2": figure_2, "figure3": figure_3, "figure4": figure_4}

@@ -207,11 +207,13 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
     assert om2p.train(config)[1]["return"] == pytest.approx(float(last["return"]), rel=1e-4)
 
 
-def test_the_recommended_eta_is_the_best_of_the_search():
+def test_the_recommended_settings_are_the_best_of_the_search():
     for cell in reproduce.CELLS:
         env, quality = cell.split("/")
-        eta = om2p.RECOMMENDED_ETA[env][om2p.QUALITIES.index(quality)]
-        assert reproduce.best_tried("om2p", cell) == ("--eta", f"{eta:g}")
+        eta, candidates = om2p.RECOMMENDED[env][om2p.QUALITIES.index(quality)]
+        best = reproduce.best_tried("om2p", cell)
+        given = {"--eta": f"{eta:g}", "--candidates": str(candidates)}
+        assert all(given[name] == value for name, value in zip(best[::2], best[1::2], strict=True))
 
 
 def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
