@@ -472,7 +472,8 @@ class Agent:
 
         They come from noise (B, candidates, A), or (B, A) for one, else drawn from `generator`.
         """
-        B, A, (policy, critics) = obs.shape[0], self.policy.action_dim, self.acting()
+        policy, critics = self.acting()
+        B, A = obs.shape[0], policy.action_dim
         if noise is None:
             noise = torch.randn(B, self.config.candidates or 1, A, device=obs.device, generator=generator)
         noise = noise.view(B, -1, A)

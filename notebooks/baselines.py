@@ -31,6 +31,7 @@ import om2p  # noqa: E402
 from om2p import Batch, Critic, Info, critic_loss, descend, mlp, option, path, soft_update  # noqa: E402
 
 ALPHA = {"ma-fql": 1.0, "ma-sfbc": 10.0, "ma-cql": 1.0, "omar": 1.0}
+CANDIDATES = {"ma-sfbc": 32, "ma-fql": 1}
 ONLY_OM2P = (
     "preset",
     "objective",
@@ -56,7 +57,7 @@ class BaselineConfig(om2p.Config):
     flow_steps: int = option(10, "ma-fql: Euler steps of the flow policy; its paper 10", low=1)
     diffusion_steps: int = option(15, "ma-sfbc: steps of the diffusion policy; its paper 15", low=1)
     candidates: int | None = option(
-        None, "ma-sfbc: actions sampled when acting, to choose from; default its paper's 32", low=1
+        None, "actions drawn when acting, to choose from; ma-sfbc: default its paper's 32; ma-fql: 1", low=1
     )
     target_candidates: int = option(16, "ma-sfbc: actions sampled for the critics' target; its paper 16", low=1)
     search_weight: float = option(0.5, "omar: weight of the searched action; its paper 0.5 to 1", high=1)
@@ -67,10 +68,12 @@ class BaselineConfig(om2p.Config):
         for name in (*ONLY_OM2P, "derivative_dtype"):
             if getattr(self, name) not in (defaults[name], None):
                 raise ValueError(f"--{name.replace('_', '-')} is of OM2P, not of --algorithm {self.algorithm}")
+        if self.candidates and self.algorithm not in CANDIDATES:
+            raise ValueError(f"--candidates has no effect with --algorithm {self.algorithm}: leave it out")
         fill = {
             "act_with": "trained",
             "alpha": ALPHA.get(self.algorithm),
-            "candidates": 32 if self.algorithm == "ma-sfbc" else None,
+            "candidates": CANDIDATES.get(self.algorithm),
         }
         fill["out"] = f"runs/{self.algorithm}-{self.env.replace(':', '.')}-{quality}-seed{self.seed}"
         return replace(self, **{k: v for k, v in fill.items() if getattr(self, k) is None}, objective=None)
@@ -227,10 +230,12 @@ class MAFQL(Baseline):
     def make_policy(self, sizes: tuple[int, ...]) -> nn.Module:
         return nn.ModuleDict({"one_step": OneStepPolicy(*sizes), "flow": TimedNet(*sizes)})
 
-    def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """One-step actions (B, A)."""
-        with torch.no_grad():
-            return self.acting()[0]["one_step"].act(obs, self.noise(obs, generator) if noise is None else noise)
+    act = om2p.Agent.act  # one step; more candidates than one are not in its paper
+
+    def acting(self) -> tuple[nn.Module, nn.Module]:
+        """The one-step policy and the critics that `act` uses."""
+        policy, critics = super().acting()
+        return policy["one_step"], critics
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Eq. 7 with the present one-step policy: FQL keeps no target of it."""

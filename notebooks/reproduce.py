@@ -257,12 +257,17 @@ def figure_4() -> list[Run]:
 
 
 def ablations() -> list[Run]:
-    """Every choice of the default changed alone."""
+    """Every choice of the default changed alone; and MA-FQL choosing among candidates as the default does."""
     changes = ["", "--derivative exact", "--derivative zero", "--times coupled", "--along sampled", "--delta-r 1e-2"]
-    changes += ["--candidates 1", "--candidates 16", "--equal-share 0.25", "--equal-share 0.75", "--objective bc"]
+    changes += ["--equal-share 0.25", "--equal-share 0.75", "--act-with trained", "--objective bc"]
+    changes += ["--candidates 1", "--candidates 4", "--candidates 32"]
     cells = [f"{env}/{quality}" for env in ("world", "spread") for quality in ("medium-replay", "medium-expert")]
-    grid = itertools.product(SEEDS, cells, changes)
-    return [Run("om2p", cell, seed, (*SHORT, *change.split())) for seed, cell, change in grid]
+    runs = []
+    for seed, cell in itertools.product(SEEDS, [*cells, "halfcheetah/medium-expert"]):
+        runs += [Run("om2p", cell, seed, (*SHORT, *change.split())) for change in changes]
+        fql = (*SHORT, *tuned("ma-fql", cell))
+        runs += [Run("ma-fql", cell, seed, fql), Run("ma-fql", cell, seed, (*fql, "--candidates", "8"))]
+    return runs
 
 
 TUNE_SEED = 101

@@ -132,10 +132,21 @@ def test_sfbc_weights_candidates_by_softmax_of_q():
     assert torch.allclose(weights[0], expected) and torch.equal(q, actions[..., 0])
 
 
-def test_options_of_om2p_are_refused(capsys):
-    for option in (["--eta", "3"], ["--times", "ordered"], ["--preset", "paper"]):
-        code = om2p.main(["--algorithm", "bc", *option], baselines.BaselineConfig, baselines.make_agent, "baselines.py")
-        assert code == 2 and f"{option[0]} is of OM2P" in capsys.readouterr().err
+def test_fql_may_choose_the_critics_best_of_several_actions():
+    agent, obs, noise = make("ma-fql", candidates=4), torch.randn(6, 3), torch.randn(6, 4, 2)
+    actions = torch.stack([agent.policy["one_step"].act(obs, noise[:, k]) for k in range(4)], 1)
+    q = torch.stack([sum(critic(obs, actions[:, k]) for critic in agent.critics) for k in range(4)], 1)
+    best = q[:, :, 0].argmax(1)
+    torch.testing.assert_close(agent.act(obs, noise), actions[torch.arange(6), best])
+    assert make("ma-fql").act(obs).shape == (6, 2) and len(best.unique()) > 1
+
+
+def test_options_of_others_are_refused(capsys):
+    wrong = {"--eta 3": "is of OM2P", "--times ordered": "is of OM2P", "--preset paper": "is of OM2P"}
+    for option, reason in (wrong | {"--candidates 8": "has no effect with --algorithm bc"}).items():
+        argv = ["--algorithm", "bc", *option.split()]
+        assert om2p.main(argv, baselines.BaselineConfig, baselines.make_agent, "baselines.py") == 2
+        assert f"{option.split()[0]} {reason}" in capsys.readouterr().err
 
 
 def test_runs_are_continued_and_scored_by_the_program_that_made_them(tmp_path, capsys):
