@@ -1450,7 +1450,7 @@ def test_scoring_drawing_and_exporting_a_checkpoint(whole_run, tmp_path, capsys)
     assert gif.read_bytes().startswith(b"GIF")
     # in a process that has nothing of this repository
     state = torch.load(whole_run / "checkpoint.pt", weights_only=True)
-    obs, noise = torch.randn(5, 3, 24, generator=generator(1)), torch.randn(5, 3, 4, 2, generator=generator(2))
+    obs, noise = torch.randn(5, 3, 24, generator=generator(1)), torch.randn(5, 3, 8, 2, generator=generator(2))
     torch.save((obs, noise), tmp_path / "inputs.pt")
     code = "import torch; obs, noise = torch.load('inputs.pt', weights_only=True); "
     code += "torch.save(torch.export.load('policy.pt2').module()(obs, noise), 'actions.pt')"
