@@ -1202,7 +1202,7 @@ def test_presets_are_what_the_readme_says():
     assert (ours.eta, ours.normalise_q) == (10.0, True)
     assert (paper.candidates, ours.candidates, Config(env="my:task").resolve("medium").candidates) == (1, 8, 4)
     assert (paper.act_with, ours.act_with) == ("trained", "averaged")
-    assert Config().resolve("medium-replay").eta == 100.0 and Config(env="my:task").resolve("medium-replay").eta == 1.0
+    assert Config().resolve("medium-replay").eta == 30.0 and Config(env="my:task").resolve("medium-replay").eta == 1.0
     mixed = Config(preset="paper", times="ordered", eta=3.0, delta_r=1e-3).resolve("medium")
     assert (mixed.times, mixed.eta, mixed.derivative_dtype, mixed.normalise_q) == ("ordered", 3.0, "float32", False)
     assert mixed.resolve("medium") == mixed

@@ -367,16 +367,19 @@ def main() -> None:
     which.add_argument("--tune", action="store_true", help="the search for each system's coefficient")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time on this machine")
-    parser.add_argument("--only", nargs="+", default=[], help="runs whose cell and system contain all these")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help='runs that contain all these, such as world/ om2p "seed 1"'
+    )
     parser.add_argument("--show", action="store_true", help="print what is done so far, and run nothing")
     args = parser.parse_args()
-    named = {"tune": args.tune, "ablations": args.ablations, f"table{args.table}": args.table}
-    grid = next((name for name, asked in named.items() if asked), f"figure{args.figure}")
+    grids = {"tune": args.tune, "ablations": args.ablations, f"table{args.table}": args.table}
+    grid = next((name for name, asked in grids.items() if asked), f"figure{args.figure}")
     path = RESULTS / f"{grid}.csv"
     if args.show:
         show(path)
         return
-    runs = [run for run in GRIDS[grid]() if all(part in f"{run.cell} {run.system}" for part in args.only)]
+    named = ((run, f"{run.cell} {run.system} seed {run.seed}") for run in GRIDS[grid]())
+    runs = [run for run, name in named if all(part in name for part in args.only)]
     run_all(runs, path, ray_engine if args.engine == "ray" else local_engine(args.jobs))
 
 
