@@ -68,8 +68,10 @@ class BaselineConfig(om2p.Config):
         for name in (*ONLY_OM2P, "derivative_dtype"):
             if getattr(self, name) not in (defaults[name], None):
                 raise ValueError(f"--{name.replace('_', '-')} is of OM2P, not of --algorithm {self.algorithm}")
-        if self.candidates and self.algorithm not in CANDIDATES:
-            raise ValueError(f"--candidates has no effect with --algorithm {self.algorithm}: leave it out")
+        for name, users in (("candidates", CANDIDATES), ("act_noise", ("ma-fql",))):
+            if getattr(self, name) is not None and self.algorithm not in users:
+                reason = f"--{name.replace('_', '-')} has no effect with --algorithm {self.algorithm}: leave it out"
+                raise ValueError(reason)
         fill = {
             "act_with": "trained",
             "alpha": ALPHA.get(self.algorithm),

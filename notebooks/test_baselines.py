@@ -142,8 +142,9 @@ def test_fql_may_choose_the_critics_best_of_several_actions():
 
 
 def test_options_of_others_are_refused(capsys):
-    wrong = {"--eta 3": "is of OM2P", "--times ordered": "is of OM2P", "--preset paper": "is of OM2P"}
-    for option, reason in (wrong | {"--candidates 8": "has no effect with --algorithm bc"}).items():
+    wrong = dict.fromkeys(("--eta 3", "--times ordered", "--preset paper"), "is of OM2P")
+    wrong |= dict.fromkeys(("--candidates 8", "--act-noise 0.5"), "has no effect with --algorithm bc")
+    for option, reason in wrong.items():
         argv = ["--algorithm", "bc", *option.split()]
         assert om2p.main(argv, baselines.BaselineConfig, baselines.make_agent, "baselines.py") == 2
         assert f"{option.split()[0]} {reason}" in capsys.readouterr().err
@@ -221,9 +222,9 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
 def test_the_recommended_settings_are_the_best_of_the_search():
     for cell in reproduce.CELLS:
         env, quality = cell.split("/")
-        eta, candidates = om2p.RECOMMENDED[env][om2p.QUALITIES.index(quality)]
+        eta, act_noise = om2p.RECOMMENDED[env][om2p.QUALITIES.index(quality)]
         best = reproduce.best_tried("om2p", cell)
-        given = {"--eta": f"{eta:g}", "--candidates": str(candidates)}
+        given = {"--eta": f"{eta:g}", "--act-noise": f"{act_noise:g}"}
         assert all(given[name] == value for name, value in zip(best[::2], best[1::2], strict=True))
 
 
