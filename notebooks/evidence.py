@@ -102,7 +102,8 @@ def text_table_1() -> str:
                 if values := scores.get((env, quality, system)):
                     mean, spread = mean_and_spread(values)
                     paper = f" ({PAPER[env][system][k]:g})" if system in PAPER[env] else ""
-                    line += f"{f'{mean:.0f} +- {spread:.0f}{paper}':>24}"
+                    spread_text = f" +- {spread:.0f}" if len(values) > 1 else ""
+                    line += f"{f'{mean:.0f}{spread_text}{paper}':>24}"
                 else:
                     line += f"{'-':>24}"
             lines.append(line)
