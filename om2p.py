@@ -492,7 +492,7 @@ class Agent:
         B, A = obs.shape[0], policy.action_dim
         if noise is None:
             noise = torch.randn(B, self.config.candidates or 1, A, device=obs.device, generator=generator)
-        noise = noise.view(B, -1, A) * (1.0 if self.config.act_noise is None else self.config.act_noise)
+        noise = noise.view(B, -1, A) * self.config.act_noise
         rows = obs.repeat_interleave(noise.shape[1], 0)
         actions = policy.act(rows, noise.flatten(0, 1))
         if noise.shape[1] == 1:

@@ -70,12 +70,13 @@ class BaselineConfig(om2p.Config):
                 raise ValueError(f"--{name.replace('_', '-')} is of OM2P, not of --algorithm {self.algorithm}")
         for name, users in (("candidates", CANDIDATES), ("act_noise", ("ma-fql",))):
             if getattr(self, name) is not None and self.algorithm not in users:
-                reason = f"--{name.replace('_', '-')} has no effect with --algorithm {self.algorithm}: leave it out"
-                raise ValueError(reason)
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} has no effect with --algorithm {self.algorithm}: leave it out")
         fill = {
             "act_with": "trained",
             "alpha": ALPHA.get(self.algorithm),
             "candidates": CANDIDATES.get(self.algorithm),
+            "act_noise": 1.0 if self.algorithm == "ma-fql" else None,
         }
         fill["out"] = f"runs/{self.algorithm}-{self.env.replace(':', '.')}-{quality}-seed{self.seed}"
         return replace(self, **{k: v for k, v in fill.items() if getattr(self, k) is None}, objective=None)
