@@ -265,8 +265,8 @@ def sample_times(
 ) -> tuple[Tensor, Tensor]:
     """Draw r and t (size, 1).
 
-    "coupled": t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in the first
-    `equal_rows(size, times, equal_share)`.
+    "coupled": t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in a share of the
+    rows.
     """
     t = sample_timesteps(xi, size, generator)
     if times not in ("coupled", "ordered"):
@@ -274,14 +274,9 @@ def sample_times(
     if times == "coupled":
         return 1 - t, t
     other = sample_timesteps(xi, size, generator)
-    n = equal_rows(size, times, equal_share)
+    n = round(equal_share * size)
     other[:n] = t[:n]
     return torch.minimum(t, other), torch.maximum(t, other)
-
-
-def equal_rows(size: int, times: str | None, equal_share: float | None) -> int:
-    """How many of `size` rows have r = t."""
-    return round(equal_share * size) if times == "ordered" else 0
 
 
 # ------------------------------------------------------------------------------------------------------ derivative
@@ -349,31 +344,28 @@ def mean_flow_loss(
     delta_r: float | None = 1e-3,
     dtype: torch.dtype | None = None,
     along: str | None = "sampled",
-    equal: int = 0,
     u: Tensor | None = None,
 ) -> tuple[Tensor, Info]:
     """Mean-flow behaviour cloning, Eq. 2, for noise (B, A) and times r, t (B, 1).
 
     `delta_r` and `dtype` are those of `finite_difference`; `u` is u(a_r, r, t), with its graph, if already known.
-    The first `equal` rows have r = t, where the derivative has no weight and is not taken.
     `along` "own" takes du/dr along u(a_r, r, r), the network's mean of v at a_r, which varies less than the sampled v
     (not in the paper; arXiv 2605.09235).
     """
     a_r, v = path(action, noise, r)
     u = policy(obs, a_r, r, t) if u is None else u
-    rest, w = [x[equal:] for x in (obs, a_r, r, t)], v[equal:]
+    w = v
     if along == "own" and derivative != "zero":
         with torch.no_grad():
-            w = policy(*(x[equal:] for x in (obs, a_r, r, r)))
+            w = policy(obs, a_r, r, r)
     if derivative == "finite_difference":
-        du_dr = finite_difference(policy, *rest, w, delta_r, u.detach()[equal:], dtype)
+        du_dr = finite_difference(policy, obs, a_r, r, t, w, delta_r, u.detach(), dtype)
     elif derivative == "exact":
-        du_dr = exact_derivative(policy, *rest, w)
+        du_dr = exact_derivative(policy, obs, a_r, r, t, w)
     elif derivative == "zero":
-        du_dr = torch.zeros_like(w)
+        du_dr = torch.zeros_like(v)
     else:
         raise ValueError(f"derivative {derivative!r}: choose from finite_difference, exact, zero")
-    du_dr = torch.cat([torch.zeros_like(v[:equal]), du_dr])
     u_target = v - (r - t) * du_dr  # Eq. 2; no gradient flows through it
     loss = (u - u_target).square().sum(-1).mean()
     return loss, {"bc_loss": loss.detach(), "du_dr": du_dr.abs().mean()}
@@ -407,15 +399,11 @@ def policy_loss(
     eta: float | None = 1.0,
     normalise_q: bool | None = True,
     objective: str = "both",
-    derivative: str = "finite_difference",
-    delta_r: float | None = 1e-3,
-    dtype: torch.dtype | None = None,
-    along: str | None = "sampled",
-    equal: int = 0,
+    **cloning: Any,
 ) -> tuple[Tensor, Info]:
     """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
 
-    noise (B, A), r and t (B, 1) and the last five belong to L_bc (`mean_flow_loss`), act_noise (B, A) becomes a~.
+    noise (B, A), r and t (B, 1) and `cloning` belong to L_bc (`mean_flow_loss`), act_noise (B, A) becomes a~.
     `normalise_q` divides Q by its mean absolute value, so that eta means the same at every scale of reward (not in the
     paper; as in FQL and TD3+BC).
     """
@@ -426,8 +414,7 @@ def policy_loss(
     u, u_act = policy(*(torch.cat(pair) for pair in pairs)).chunk(2)
     loss, info = torch.zeros((), device=u.device), {}
     if objective != "q":
-        cloning = (policy, batch.obs, batch.action, noise, r, t, derivative, delta_r, dtype, along, equal)
-        loss, info = mean_flow_loss(*cloning, u=u)
+        loss, info = mean_flow_loss(policy, batch.obs, batch.action, noise, r, t, **cloning, u=u)
     if objective != "bc":
         a = (act_noise + u_act).clamp(-1, 1)  # a~, Eq. 3 in one step
         q = torch.stack([critic(batch.obs, a) for critic in critics]).mean(0)
@@ -468,9 +455,9 @@ class Agent:
         descend(self.critic_optimizer, loss)
         r, t = sample_times(c.xi or UNIFORM, len(noise), c.times or "coupled", c.equal_share, self.generator)
         dtype = getattr(torch, c.derivative_dtype or "float32")
-        options = (c.eta, c.normalise_q, c.objective, c.derivative, c.delta_r, dtype, c.along)
-        options += (equal_rows(len(noise), c.times, c.equal_share),)
-        loss, policy_info = policy_loss(self.policy, self.critics, batch, noise, act_noise, r, t, *options)
+        options = {"derivative": c.derivative, "delta_r": c.delta_r, "dtype": dtype, "along": c.along}
+        options |= {"eta": c.eta, "normalise_q": c.normalise_q, "objective": c.objective}
+        loss, policy_info = policy_loss(self.policy, self.critics, batch, noise, act_noise, r, t, **options)
         descend(self.policy_optimizer, loss)
         soft_update(self.target_critics, self.critics, c.rho)
         soft_update(self.target_policy, self.policy, c.rho)
