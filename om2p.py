@@ -501,9 +501,9 @@ class Agent:
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One optimizer step on `loss`, with gradients for the optimizer's own weights only."""
-    optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()
+    optimizer.zero_grad()  # frees the gradients at once, for the next loss
 
 
 @torch.no_grad()
