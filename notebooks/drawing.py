@@ -1,4 +1,4 @@
-"""What the notebooks share: colours that colour-blind readers can tell apart, axes, animations, and showing source."""
+"""What the notebooks share: colours that colour-blind readers can tell apart, axes, animations, source, exercises."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ def animate(figure: Figure, draw: Callable[[int], object], frames: int, fps: int
 def gif(data: bytes) -> HTML:
     """Show the bytes of a GIF in place, so that the saved notebook needs no other file."""
     return HTML(f'<img src="data:image/gif;base64,{base64.b64encode(data).decode()}"/>')
+
+
+def verdict(number: int, answer: object, check: Callable[[object], bool]) -> None:
+    """Print whether the answer to an exercise passes its check; None is no answer yet."""
+    print(f"{number}:", "not yet" if answer is None else "right" if check(answer) else "wrong")
