@@ -1,4 +1,4 @@
-"""Every numbered notebook runs from top to bottom, and is saved as such a run leaves it.
+"""Every numbered notebook runs from top to bottom, is saved as such a run leaves it, and accepts the right answers.
 
 pytest notebooks/test_notebooks.py
 """
@@ -18,6 +18,72 @@ sys.path.insert(0, str(Path(__file__).parent))
 import clumps  # noqa: E402
 
 NOTEBOOKS = sorted(Path(__file__).parent.glob("0*.ipynb"))
+ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader may write there
+    "01": {
+        "return None  # your formula": "return v - (r - t) * du_dr",
+        "point = None": "point = [-0.14, 0.0]",
+        "return None  # your actions (B, 2)": """zero = torch.zeros(len(noise), 1)
+    half = zero + 0.5
+    middle = noise + half * policy(obs, noise, zero, half)
+    return (middle + half * policy(obs, middle, half, 2 * half)).clamp(-1, 1)""",
+    },
+    "02": {
+        "share = None": "share = 7 / 8",
+        "xi2 = None": "xi2 = 1.2",
+        "return None  # (B, 2)": """v, k = v_mean(a, r), (1 - 2 * r) ** 2
+    on_line, dw_dr = torch.func.jvp(
+        lambda a, r: (1 - (1 - 2 * r) ** 2) * v_mean(a, r) + (1 - 2 * r) ** 2 * (GOAL - a),
+        (a, r),
+        (v, torch.ones_like(r)),
+    )
+    return on_line + (r + t - 1) * ((2 * r - 1) * (v + a - GOAL) - dw_dr)""",
+    },
+    "03": {
+        "return None  # your line here": [
+            """ahead = policy(obs, a_r + delta_r / 2 * v, r + delta_r / 2, t)
+    return (ahead - policy(obs, a_r - delta_r / 2 * v, r - delta_r / 2, t)) / delta_r""",
+            "return (2 * 2**0.5 * rounding / curvature) ** 0.5",
+            """tangents = (v, torch.ones_like(r), -torch.ones_like(t))
+    return torch.func.jvp(lambda *x: policy(obs, *x), (a_r, r, t), tangents)[1]""",
+        ]
+    },
+    "04": {
+        "return None  # your line here": ["return 1 - (1 - rho) ** k", "return eta / q.abs().mean()"],
+        "return None  # your lines here": """policy, critics = agent.acting()
+    actions = torch.stack([policy.act(obs, noise[:, k]) for k in range(noise.shape[1])])
+    q = torch.stack([(critics[0](obs, a) + critics[1](obs, a))[:, 0] / 2 for a in actions])
+    return actions[q.argmax(0), torch.arange(len(obs))]""",
+    },
+    "05": {
+        "return None": [
+            """low = meta["random_return"]
+    return 100 * (value - low) / (meta["expert_return"] - low)""",
+            "return torch.stack([row[k] for row, k in zip(actions, q.argmax(1))])",
+        ],
+        "unchanged = None": 'unchanged = "normalised"',
+    },
+    "06": {
+        "return None": [
+            "return math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))",
+            """ended = [row for row in rows if row["last"] == "1"]
+    above = [row for row in ended if float(row["return"]) > data_returns[tuple(row["cell"].split("/"))]]
+    return len(above) / len(ended)""",
+        ]
+    },
+}
+
+
+def solve(notebook: nbformat.NotebookNode, answers: dict[str, str | list[str]]) -> set[int]:
+    """Write the answers into the notebook; the places of their cells."""
+    changed = set()
+    for blank, texts in answers.items():
+        texts = [texts] if isinstance(texts, str) else texts
+        assert sum(cell.source.count(blank) for cell in notebook.cells if cell.cell_type == "code") == len(texts)
+        for text in texts:
+            k = next(k for k, cell in enumerate(notebook.cells) if cell.cell_type == "code" and blank in cell.source)
+            notebook.cells[k].source = notebook.cells[k].source.replace(blank, text, 1)
+            changed.add(k)
+    return changed
 
 
 def printed(cell: nbformat.NotebookNode) -> list[str]:
@@ -33,18 +99,22 @@ def test_all_six_are_there():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_and_was_saved_from_a_run(path):
+def test_runs_as_it_was_saved_and_accepts_the_right_answers(path):
     saved = nbformat.read(path, as_version=4)
     nbformat.validate(saved)
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
     assert len(code) <= 14
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run it top to bottom, then save"
     fresh = nbformat.read(path, as_version=4)
+    exercises = solve(fresh, ANSWERS[path.stem[:2]])
     place = {"metadata": {"path": path.parent}}
     options = {"timeout": 300, "kernel_name": "python3", "coalesce_streams": True}
     NotebookClient(fresh, resources=place, **options).execute()  # raises at the first cell that fails
     for before, after in zip(saved.cells, fresh.cells):
         assert printed(before) == printed(after), before.source
+    for k in exercises:
+        text = "".join(output.get("text", "") for output in fresh.cells[k].outputs)
+        assert "right" in text and not any(word in text for word in ("not yet", "wrong", ": no")), text
 
 
 def test_the_exact_flow_to_one_clump_is_linear():
