@@ -22,15 +22,18 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import baselines  # noqa: E402
+from drawing import BLUE, GREEN, ORANGE, PINK, SKY  # noqa: E402
 
 import om2p  # noqa: E402
 
 MODES = torch.tensor([[0.6, 0.6], [-0.6, -0.6]])
 SPREAD, NEAR, OBS, STEPS, SEEDS = 0.05, 0.2, 3, 4000, (0, 1, 2)
 SMALL = {"hidden_dim": 128, "hidden_layers": 3}
+OWN = {"eta": 1.0, "xi": om2p.UNIFORM}  # as for any task that has no entry in om2p.py's tables
 SYSTEMS = {
-    "OM2P, paper": {"preset": "paper"},
-    "OM2P, recommended": {},
+    "OM2P, paper": {"preset": "paper"} | OWN,
+    "OM2P, recommended": OWN,
+    "OM2P, recommended, eta 10": OWN | {"eta": 10.0},  # as on World
     "MA-FQL": {"algorithm": "ma-fql"},
     "MA-SfBC": {"algorithm": "ma-sfbc"},
 }
@@ -86,7 +89,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for name, colour, marker in zip(SYSTEMS, ("#d55e00", "#0072b2", "#009e73", "#cc79a7"), "sovD"):
+    for name, colour, marker in zip(SYSTEMS, (ORANGE, BLUE, SKY, GREEN, PINK), "so^vD"):
         points = sorted((row["evaluations"], row["share"]) for row in rows if row["system"] == name)
         counts = sorted({count for count, _ in points})
         means = [sum(s for c, s in points if c == count) / len(SEEDS) for count in counts]
