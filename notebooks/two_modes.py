@@ -87,7 +87,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     """Share near a mode against network evaluations: mean over seeds, and each seed as a dot."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, colour, marker in zip(SYSTEMS, (ORANGE, BLUE, SKY, GREEN, PINK), "so^vD"):
         points = sorted((row["evaluations"], row["share"]) for row in rows if row["system"] == name)
@@ -101,8 +101,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set(xticks=[1, 2, 4, 8, 16], xticklabels=[1, 2, 4, 8, 16], ylim=(-0.03, 1.03))
     axes.set(xlabel="network evaluations for one action", ylabel="share of samples near a mode")
-    axes.legend(frameon=False, loc=(0.45, 0.3))
-    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=11)
     figure.savefig(path, dpi=130)
 
 
