@@ -265,8 +265,8 @@ def sample_times(
 ) -> tuple[Tensor, Tensor]:
     """Draw r and t (size, 1).
 
-    "coupled": t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in a share of the
-    rows.
+    "coupled": t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in the first rows,
+    which are the share `equal_share` of all.
     """
     t = sample_timesteps(xi, size, generator)
     if times not in ("coupled", "ordered"):

@@ -22,7 +22,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import baselines  # noqa: E402
-from drawing import BLUE, GREEN, ORANGE, PINK, SKY  # noqa: E402
 
 import om2p  # noqa: E402
 
@@ -85,6 +84,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
     """Share near a mode against network evaluations: mean over seeds, and each seed as a dot."""
+    from drawing import BLUE, GREEN, ORANGE, PINK, SKY
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
