@@ -58,7 +58,7 @@ PRESETS = {
     # with eta and xi of Table 3
     "paper": {
         "times": "coupled",
-        "along": "sampled",
+        "velocity": "sampled",
         "delta_r": 1e-12,
         "normalise_q": False,
         "candidates": 1,
@@ -67,7 +67,7 @@ PRESETS = {
     },
     "recommended": {
         "times": "ordered",
-        "along": "own",
+        "velocity": "own",
         "delta_r": 1e-3,
         "normalise_q": True,
         "candidates": 8,
@@ -114,8 +114,8 @@ class Config:
     equal_share: float | None = option(None, "share of rows with r = t among ordered times; not in the paper", high=1)
     xi: tuple[float, float, float, float] | None = option(None, "coefficients of p(t; xi), Eq. 4; paper Table 3")
     derivative: Literal["finite_difference", "exact", "zero"] = option("finite_difference", "du/dr; paper Eq. 5")
-    along: Literal["sampled", "own"] | None = option(
-        None, "velocity along which du/dr is taken: action - noise (paper), or the network's u(a_r, r, r)"
+    velocity: Literal["sampled", "own"] | None = option(
+        None, "v in Eq. 2 where r < t: action - noise (paper), or the network's own u(a_r, r, r)"
     )
     delta_r: float | None = option(None, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
     derivative_dtype: Literal["float32", "float64"] | None = option(None, "of the difference; paper does not say")
@@ -153,17 +153,19 @@ class Config:
                 fill |= dict(zip(("eta", "act_noise"), RECOMMENDED[self.env][k]))
         # below 1e-5 float32's rounding of r + delta_r eats the difference: tens of percent at 1e-6, all at 1e-8
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"
-        idle = {}  # options without effect, and why
-        if (self.times or fill["times"]) == "coupled":
-            idle["equal_share"] = "coupled times"
+        coupled = (self.times or fill["times"]) == "coupled"
+        share = fill["equal_share"] if self.equal_share is None else self.equal_share
+        if coupled or not round(share * self.batch_size):
+            if self.velocity == "own":
+                raise ValueError("--velocity own needs rows with r = t: set --times ordered, --equal-share above 0")
+            fill["velocity"] = "sampled"
+        idle = {"equal_share": "coupled times"} if coupled else {}  # options without effect, and why
         if self.derivative != "finite_difference":
             idle |= dict.fromkeys(("delta_r", "derivative_dtype"), f"--derivative {self.derivative}")
-        if self.derivative == "zero":
-            idle |= {"along": "--derivative zero"}
         if self.objective == "bc":
             idle |= dict.fromkeys(("eta", "normalise_q", "candidates"), "--objective bc")
         if self.objective == "q":
-            cloning = ("xi", "times", "equal_share", "along", "delta_r", "derivative_dtype")
+            cloning = ("xi", "times", "equal_share", "velocity", "delta_r", "derivative_dtype")
             idle |= dict.fromkeys(cloning, "--objective q")
         for name, reason in idle.items():
             if getattr(self, name) is not None:
@@ -343,25 +345,24 @@ def mean_flow_loss(
     derivative: str = "finite_difference",
     delta_r: float | None = 1e-3,
     dtype: torch.dtype | None = None,
-    along: str | None = "sampled",
+    velocity: str | None = "sampled",
     u: Tensor | None = None,
 ) -> tuple[Tensor, Info]:
     """Mean-flow behaviour cloning, Eq. 2, for noise (B, A) and times r, t (B, 1).
 
     `delta_r` and `dtype` are those of `finite_difference`; `u` is u(a_r, r, t), with its graph, if already known.
-    `along` "own" takes du/dr along u(a_r, r, r), the network's mean of v at a_r, which varies less than the sampled v
-    (not in the paper; arXiv 2605.09235).
+    `velocity` "own" replaces v = action - noise where r < t by u(a_r, r, r), its mean at a_r as learned where r = t: a
+    target without v's chance (not in the paper; Eulerian self-distillation, arXiv 2505.18825).
     """
     a_r, v = path(action, noise, r)
     u = policy(obs, a_r, r, t) if u is None else u
-    w = v
-    if along == "own" and derivative != "zero":
+    if velocity == "own":
         with torch.no_grad():
-            w = policy(obs, a_r, r, r)
+            v = torch.where(r == t, v, policy(obs, a_r, r, r))
     if derivative == "finite_difference":
-        du_dr = finite_difference(policy, obs, a_r, r, t, w, delta_r, u.detach(), dtype)
+        du_dr = finite_difference(policy, obs, a_r, r, t, v, delta_r, u.detach(), dtype)
     elif derivative == "exact":
-        du_dr = exact_derivative(policy, obs, a_r, r, t, w)
+        du_dr = exact_derivative(policy, obs, a_r, r, t, v)
     elif derivative == "zero":
         du_dr = torch.zeros_like(v)
     else:
@@ -455,7 +456,7 @@ class Agent:
         descend(self.critic_optimizer, loss)
         r, t = sample_times(c.xi or UNIFORM, len(noise), c.times or "coupled", c.equal_share, self.generator)
         dtype = getattr(torch, c.derivative_dtype or "float32")
-        options = {"derivative": c.derivative, "delta_r": c.delta_r, "dtype": dtype, "along": c.along}
+        options = {"derivative": c.derivative, "delta_r": c.delta_r, "dtype": dtype, "velocity": c.velocity}
         options |= {"eta": c.eta, "normalise_q": c.normalise_q, "objective": c.objective}
         loss, policy_info = policy_loss(self.policy, self.critics, batch, noise, act_noise, r, t, **options)
         descend(self.policy_optimizer, loss)

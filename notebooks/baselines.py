@@ -41,7 +41,7 @@ ONLY_OM2P = (
     "equal_share",
     "xi",
     "derivative",
-    "along",
+    "velocity",
     "delta_r",
 )
 

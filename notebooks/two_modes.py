@@ -55,7 +55,8 @@ def samplers(name: str, agent: object, generator: torch.Generator) -> dict[int, 
     """Ways to act with the trained agent, by the number of network evaluations for one action."""
     if name.startswith("OM2P"):
         noise = torch.randn(5000, 2, generator=generator)
-        return {k: lambda obs, k=k: agent.policy.act(obs, noise, steps=k) for k in (1, 2, 4, 8, 16)}
+        policy = agent.acting()[0]
+        return {k: lambda obs, k=k: policy.act(obs, noise, steps=k) for k in (1, 2, 4, 8, 16)}
     if name == "MA-FQL":
         flow, noise = agent.policy["flow"], torch.randn(5000, 2, generator=generator)
         steps = {k: lambda obs, k=k: baselines.flow_action(flow, obs, noise, k) for k in (2, 4, 8, 16)}
