@@ -2,6 +2,8 @@
 
     python notebooks/two_modes.py      # a quarter of an hour on 2 cores; writes results/two_modes.csv and .png
 
+What the CSV has already is not run again.
+
 At every observation half of the data's actions lie around (0.6, 0.6), half around (-0.6, -0.6), with a standard
 deviation of 0.05; every reward is 1. A sample is near a mode if it is closer than 0.2 to it. The mean of the data is
 near none.
@@ -9,10 +11,9 @@ near none.
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import baselines  # noqa: E402
+from reproduce import append, table  # noqa: E402
 
 import om2p  # noqa: E402
 
@@ -107,18 +109,18 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
 
 
 def main() -> None:
-    """Train every system with every seed, two at a time; write the CSV and the picture."""
-    jobs = [(name, seed) for name in SYSTEMS for seed in SEEDS]
+    """Train every system with every seed that the CSV lacks, two at a time, each written as it ends; then draw."""
+    path = HERE / "results" / "two_modes.csv"
+    done = {(row["system"], int(row["seed"])) for row in table(path)} if path.exists() else set()
+    jobs = [(name, seed) for name in SYSTEMS for seed in SEEDS if (name, seed) not in done]
     with ProcessPoolExecutor(2) as pool:
-        rows = [row for result in pool.map(measure, *zip(*jobs)) for row in result]
-    with open(HERE / "results" / "two_modes.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        for future in as_completed([pool.submit(measure, *job) for job in jobs]):
+            append(path, future.result())
+    rows = [row | {"evaluations": int(row["evaluations"]), "share": float(row["share"])} for row in table(path)]
     for name in SYSTEMS:
         one = [row["share"] for row in rows if row["system"] == name and row["evaluations"] in (1, 15)]
-        print(f"{name:<20} {min(one):.2f} to {max(one):.2f}")
-    draw(rows, HERE / "results" / "two_modes.png")
+        print(f"{name:<26} {' '.join(f'{share:.2f}' for share in one)}   mean {sum(one) / len(one):.2f}")
+    draw(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
