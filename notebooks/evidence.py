@@ -208,7 +208,7 @@ def draw_curves(axes: Axes, wanted: dict[str, tuple[str, str]], found: dict) -> 
 
 
 def draw_figure_2(figure: Figure) -> None:
-    """Cloning on World expert data: Beta(6, 6) against uniform times, and the step of the difference."""
+    """World expert: cloning with Beta(6, 6) against uniform times; the whole loss with several steps of Eq. 5."""
     found = curves(RESULTS / "figure2.csv")
 
     def key(system: str, ending: str) -> tuple[str, str]:
@@ -223,12 +223,12 @@ def draw_figure_2(figure: Figure) -> None:
         "recommended, uniform": key("om2p", uniform),
     }
     draw_curves(left, wanted, found)
-    left.set_title("distribution of times", fontsize=12)
+    left.set_title("cloning: distribution of times", fontsize=12)
     steps = [("0.1", "float64"), ("1e-2", "float64"), ("1e-4", "float64"), ("1e-8", "float64")]
     steps += [("1e-3", "float32"), ("1e-8", "float32"), ("1e-12", "float32")]
     wanted = {f"{d}, {kind}": key("om2p-paper", f"--delta-r {d} --derivative-dtype {kind}") for d, kind in steps}
     draw_curves(right, wanted | {"exact derivative": key("om2p-paper", "--derivative exact")}, found)
-    right.set_title(r"step of the difference $\Delta r$", fontsize=12)
+    right.set_title(r"whole loss: step of the difference $\Delta r$", fontsize=12)
 
 
 def draw_figure_3(figure: Figure) -> None:
@@ -255,25 +255,95 @@ def draw_figure_3(figure: Figure) -> None:
 def draw_figure_4(figure: Figure) -> None:
     """Only Q, only cloning, uniform times, everything: on World, with the paper's settings and with ours."""
     scores, data = finals(RESULTS / "figure4.csv"), data_returns()
-    variants = {"q": "only Q", "bc": "only cloning", "--xi": "uniform times", "": "everything"}
-    colours = dict(zip(variants, (YELLOW, GREY, SKY, BLUE)))
+    colours = dict(zip(VARIANTS, (YELLOW, GREY, SKY, BLUE)))
     for axes, system in zip(figure.subplots(1, 2, sharey=True), ("om2p-paper", "om2p")):
         for k, quality in enumerate(QUALITIES):
             axes.plot([k - 0.42, k + 0.42], [data["world", quality]] * 2, color="black", lw=1, ls=":")
-            for j, kind in enumerate(variants):
+            for j, kind in enumerate(VARIANTS):
                 for (cell, name, options), values in scores.items():
-                    words = options.split()
-                    same = kind in words if kind else not {"--objective", "--xi"} & set(words)
-                    if cell == f"world/{quality}" and name == system and same:
+                    if (cell, name, variant(options)) == (f"world/{quality}", system, kind):
                         mean, spread = mean_and_spread(values)
                         axes.bar(k + (j - 1.5) * 0.2, mean, 0.18, yerr=spread, color=colours[kind], capsize=2)
         axes.set_xticks(range(len(QUALITIES)), QUALITIES)
         axes.set_title(NAMES[system], fontsize=12)
-    for kind, label in variants.items():
+    for kind, label in VARIANTS.items():
         axes.bar([0], [0], color=colours[kind], label=label)
     axes.plot([], [], color="black", lw=1, ls=":", label="return of the data")
     figure.axes[0].set_ylabel("return")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+
+
+def above(a: list[float], b: list[float]) -> str:
+    """How the mean of `a` stands to that of `b`, judged by twice the standard error of their difference over seeds."""
+    difference = statistics.mean(a) - statistics.mean(b)
+    if min(len(a), len(b)) < 2:
+        return f"{difference:+.0f} (one seed)"
+    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
+    word = "not told apart" if abs(difference) < 2 * error else "above" if difference > 0 else "below"
+    return f"{difference:+.0f} +- {error:.0f}, {word}"
+
+
+def verdicts_figure_2() -> list[str]:
+    """Beta(6, 6) against uniform times, and every step of Eq. 5 against the exact derivative."""
+    scores = finals(RESULTS / "figure2.csv")
+
+    def ending(system: str, text: str) -> list[float] | None:
+        return next((v for (_, s, options), v in scores.items() if s == system and options.endswith(text)), None)
+
+    lines = ["Figure 2, claim: Beta(6, 6) clones better than uniform times. Beta minus uniform:"]
+    for system in ("om2p-paper", "om2p"):
+        beta, uniform = ending(system, "--xi 5 5 0 0"), ending(system, "--xi 0 0 0 0")
+        lines += [f"    {NAMES[system]}: {above(beta, uniform)}"] if beta and uniform else []
+    lines += ["claim: a step of 1e-8 or less is as good as the exact derivative. Difference minus exact:"]
+    exact = ending("om2p-paper", "--derivative exact")
+    for (_, _, options), values in scores.items():
+        if exact and "--delta-r" in options:
+            lines.append(f"    {options[options.index('--delta-r') :]}: {above(values, exact)}")
+    return lines
+
+
+def verdicts_figure_3() -> list[str]:
+    """The best weight of Q on every quality, and whether the largest beats the smallest."""
+    scores = finals(RESULTS / "figure3.csv")
+    lines = ["Figure 3, claim: large weights (1000) beat small ones. 1000 minus 0.1, and the best:"]
+    for system in ("om2p-paper", "om2p"):
+        for quality in QUALITIES:
+            by_eta = {o.split()[-1]: v for (c, s, o), v in scores.items() if (c, s) == (f"world/{quality}", system)}
+            if {"0.1", "1000"} <= by_eta.keys():
+                best = max(by_eta, key=lambda eta: statistics.mean(by_eta[eta]))
+                lines.append(f"    {NAMES[system]}, {quality}: {above(by_eta['1000'], by_eta['0.1'])}; best {best}")
+    return lines
+
+
+VARIANTS = {"q": "only Q", "bc": "only cloning", "--xi": "uniform times", "": "everything"}
+
+
+def variant(options: str) -> str:
+    """Which of Figure 4's variants a run is."""
+    return next((kind for kind in VARIANTS if kind and kind in options.split()), "")
+
+
+def verdicts_figure_4() -> list[str]:
+    """What removing a part does to the average over the four qualities, for seeds that have all of them."""
+    averages: dict[tuple[str, str], list[float]] = {}
+    for (_, system, options), values in qualities_together(finals(RESULTS / "figure4.csv")).items():
+        averages[system, variant(options)] = values
+    lines = ["Figure 4, claim: every part is needed. The average over qualities without it, minus with everything:"]
+    for (system, kind), values in averages.items():
+        if kind and (system, "") in averages:
+            lines.append(f"    {NAMES[system]}, {VARIANTS[kind]}: {above(values, averages[system, ''])}")
+    return lines
+
+
+def qualities_together(scores: dict[tuple[str, str, str], list[float]]) -> dict[tuple[str, str, str], list[float]]:
+    """For each seed the mean over the qualities of a task, where all are there."""
+    together: dict[tuple[str, str, str], list[float]] = {}
+    for (cell, system, options), _ in scores.items():
+        env = cell.split("/")[0]
+        columns = [scores.get((f"{env}/{quality}", system, options), []) for quality in QUALITIES]
+        if all(columns):
+            together[env, system, options] = [statistics.mean(column) for column in zip(*columns)]
+    return together
 
 
 PICTURES = {
@@ -299,6 +369,7 @@ def main() -> None:
             picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
     if (RESULTS / "table1.csv").exists():
         print(text_table_1(), *verdicts_table_1(), sep="\n")
+    print(*verdicts_figure_2(), *verdicts_figure_3(), *verdicts_figure_4(), sep="\n")
     print(text_table_2())
 
 

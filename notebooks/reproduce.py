@@ -234,13 +234,15 @@ def table_1() -> list[Run]:
 
 
 def figure_2() -> list[Run]:
-    """Cloning alone on World expert: Beta(6, 6) against uniform times, and the step of the difference."""
-    beta, cloning = ("--xi", "5", "5", "0", "0"), (*SHORT, *CURVE, "--objective", "bc")
-    left = [(system, xi) for system in ("om2p-paper", "om2p") for xi in (beta, ("--xi", "0", "0", "0", "0"))]
+    """World expert: cloning alone with Beta(6, 6) against uniform times; the whole loss with several steps of Eq. 5."""
+    beta, cloning = ("--xi", "5", "5", "0", "0"), ("--objective", "bc")
+    runs = [
+        (system, (*cloning, *xi)) for system in ("om2p-paper", "om2p") for xi in (beta, ("--xi", "0", "0", "0", "0"))
+    ]
     steps = [("--delta-r", d, "--derivative-dtype", "float64") for d in ("0.1", "1e-2", "1e-4", "1e-8")]
     steps += [("--delta-r", d, "--derivative-dtype", "float32") for d in ("1e-3", "1e-8", "1e-12")]
-    right = [("om2p-paper", (*beta, *step)) for step in [*steps, ("--derivative", "exact")]]
-    return [Run(sys_, "world/expert", seed, (*cloning, *o)) for seed in SEEDS for sys_, o in left + right]
+    runs += [("om2p-paper", options) for options in [*steps, ("--derivative", "exact")]]
+    return [Run(system, "world/expert", seed, (*SHORT, *CURVE, *o)) for seed in SEEDS for system, o in runs]
 
 
 def figure_3() -> list[Run]:

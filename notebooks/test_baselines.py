@@ -236,6 +236,8 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
         for run in reproduce.GRIDS[name]():
             value = 100.0 + 5 * list(reproduce.SYSTEMS).index(run.system) + run.seed
             value += 20 if (run.cell, run.system) == ("world/medium", "ma-fql") else 0
+            value -= 30 if "--objective q" in " ".join(run.settings) else 0
+            value += 9 if "0.1" in run.settings and run.cell == "world/expert" else 0
             row = {"cell": run.cell, "system": run.system, "options": " ".join(run.settings), "seed": run.seed}
             row |= {"command": " ".join(run.command), "return": value}
             rows += [row | {"step": step, "last": str(int(step == 1000))} for step in (500, 1000)]
@@ -251,6 +253,11 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
     assert "OM2P over OMAR: x 1.19 (paper x 2.5)" in text  # 127 / 107
     assert text.count("best MA-FQL, OM2P 10 behind (its standard deviation is 1)") == 1
     assert text.count(": best OM2P, recommended") == 15 and "under BC" not in text
+    two, three, four = (getattr(evidence, f"verdicts_figure_{n}")() for n in (2, 3, 4))
+    assert two.count("    OM2P, paper: +0 +- 1, not told apart") == 1 and len(two) == 11
+    assert "    --delta-r 0.1 --derivative-dtype float64: +9 +- 1, above" in two
+    assert "    OM2P, paper, expert: -9 +- 1, below; best 0.1" in three and len(three) == 9
+    assert "    OM2P, recommended, only Q: -30 +- 1, below" in four and len(four) == 6
 
 
 def test_the_mean_of_two_modes_is_near_none():
