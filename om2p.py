@@ -76,10 +76,10 @@ PRESETS = {
         "xi": UNIFORM,
     },
 }
-RECOMMENDED = {  # eta on normalised Q, and act_noise, best of the search in notebooks/results/tune.csv
-    "tag": ((30.0, 1.0), (10.0, 1.0), (10.0, 1.0), (10.0, 1.0)),  # shares world's
-    "world": ((30.0, 1.0), (10.0, 1.0), (10.0, 1.0), (10.0, 1.0)),
-    "spread": ((10.0, 1.0), (30.0, 1.0), (30.0, 1.0), (30.0, 1.0)),
+RECOMMENDED = {  # eta on normalised Q, and act_noise, from the search in notebooks/results/tune.csv
+    "tag": ((300.0, 1.0), (30.0, 1.0), (30.0, 1.0), (30.0, 1.0)),  # shares world's
+    "world": ((300.0, 1.0), (30.0, 1.0), (30.0, 1.0), (30.0, 1.0)),
+    "spread": ((30.0, 1.0), (10.0, 1.0), (10.0, 1.0), (10.0, 1.0)),
     "halfcheetah": ((0.01, 0.5), (0.01, 0.5), (0.01, 0.5), (0.01, 0.5)),
 }
 

@@ -1199,14 +1199,14 @@ def test_presets_are_what_the_readme_says():
     assert (paper.times, paper.delta_r, paper.derivative_dtype) == ("coupled", 1e-12, "float64")
     assert (paper.eta, paper.xi, paper.normalise_q) == (1000.0, (0.0, 0.0, 0.2, 0.0), False)
     assert (ours.times, ours.equal_share, ours.delta_r, ours.derivative_dtype) == ("ordered", 0.5, 1e-3, "float32")
-    assert (ours.eta, ours.normalise_q) == (10.0, True)
+    assert (ours.eta, ours.normalise_q) == (30.0, True)
     assert (paper.velocity, ours.velocity) == ("sampled", "own")
     assert Config(times="coupled").resolve().velocity == Config(equal_share=0.0).resolve().velocity == "sampled"
     assert (paper.candidates, ours.candidates) == (1, 8)
     noise = [c.resolve("medium").act_noise for c in (paper, ours, Config(env="halfcheetah"), Config(env="my:task"))]
     assert noise == [1.0, 1.0, 0.5, 0.5]
     assert (paper.act_with, ours.act_with) == ("trained", "averaged")
-    assert Config().resolve("medium-replay").eta == 30.0 and Config(env="my:task").resolve("medium-replay").eta == 1.0
+    assert Config().resolve("medium-replay").eta == 300.0 and Config(env="my:task").resolve("medium-replay").eta == 1.0
     mixed = Config(preset="paper", times="ordered", eta=3.0, delta_r=1e-3).resolve("medium")
     assert (mixed.times, mixed.eta, mixed.derivative_dtype, mixed.normalise_q) == ("ordered", 3.0, "float32", False)
     assert mixed.resolve("medium") == mixed

@@ -219,13 +219,27 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
     assert om2p.train(config)[1]["return"] == pytest.approx(float(last["return"]), rel=1e-4)
 
 
-def test_the_recommended_settings_are_the_best_of_the_search():
+def test_the_recommended_settings_are_those_that_the_search_found():
     for cell in reproduce.CELLS:
         env, quality = cell.split("/")
         eta, act_noise = om2p.RECOMMENDED[env][om2p.QUALITIES.index(quality)]
-        best = reproduce.best_tried("om2p", cell)
+        best = reproduce.found("om2p", cell)
         given = {"--eta": f"{eta:g}", "--act-noise": f"{act_noise:g}"}
         assert all(given[name] == value for name, value in zip(best[::2], best[1::2], strict=True))
+
+
+def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatch):
+    """MA-FQL, alpha 0.03 to 0.001: 81 is further from 100 than the standard error of 10, 91 is not."""
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    runs = [run for run in reproduce.tuning() if (run.cell, run.system) == ("world/medium-expert", "ma-fql")]
+    figures = {"return_std": 50.0, "episodes": 25, "last": 1}
+    rows = [dict(zip(("cell", "command"), run.key)) | figures for run in runs]
+    rows = [row | {"return": value} for row, value in zip(rows, (81, 91, 100, 95))]
+    reproduce.append(tmp_path / "tune.csv", rows[:3])
+    with pytest.raises(RuntimeError, match="--tune"):
+        reproduce.found("ma-fql", "tag/expert")
+    reproduce.append(tmp_path / "tune.csv", rows[3:])
+    assert reproduce.found("ma-fql", "tag/expert") == ("--alpha", "0.01")
 
 
 def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
