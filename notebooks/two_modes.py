@@ -34,7 +34,7 @@ OWN = {"eta": 1.0, "xi": om2p.UNIFORM}  # as for any task that has no entry in o
 SYSTEMS = {
     "OM2P, paper": {"preset": "paper"} | OWN,
     "OM2P, recommended": OWN,
-    "OM2P, recommended, eta 10": OWN | {"eta": 10.0},  # as on World
+    "OM2P, recommended, eta 10": OWN | {"eta": 10.0},  # as on Cooperative Navigation
     "MA-FQL": {"algorithm": "ma-fql"},
     "MA-SfBC": {"algorithm": "ma-sfbc"},
 }
