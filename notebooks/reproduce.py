@@ -371,9 +371,7 @@ def main() -> None:
     which.add_argument("--tune", action="store_true", help="the search for each system's coefficient")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time on this machine")
-    parser.add_argument(
-        "--only", nargs="+", default=[], help='runs that contain all these, such as world/ om2p "seed 1"'
-    )
+    parser.add_argument("--only", nargs="+", default=[], help='runs of all these, such as world expert om2p "seed 1"')
     parser.add_argument("--show", action="store_true", help="print what is done so far, and run nothing")
     args = parser.parse_args()
     grids = {"tune": args.tune, "ablations": args.ablations, f"table{args.table}": args.table}
@@ -382,9 +380,14 @@ def main() -> None:
     if args.show:
         show(path)
         return
-    named = ((run, f"{run.cell} {run.system} seed {run.seed}") for run in GRIDS[grid]())
-    runs = [run for run, name in named if all(part in name for part in args.only)]
-    run_all(runs, path, ray_engine if args.engine == "ray" else local_engine(args.jobs))
+    named = {run: {run.cell, *run.cell.split("/"), run.system, f"seed {run.seed}"} for run in GRIDS[grid]()}
+    if unknown := set(args.only).difference(*named.values()):
+        parser.error(f"--only {sorted(unknown)[0]}: no run has that")
+    runs = [run for run, names in named.items() if names.issuperset(args.only)]
+    try:
+        run_all(runs, path, ray_engine if args.engine == "ray" else local_engine(args.jobs))
+    except RuntimeError as error:
+        parser.exit(2, f"reproduce.py: {error}\n")
 
 
 if __name__ == "__main__":
