@@ -274,38 +274,46 @@ def ablations() -> list[Run]:
 
 TUNE_SEED = 101
 TUNE_STEPS = "2500"  # as in the table: after 1,000 other settings are ahead
-TUNED = {  # per system, on each task: options of its own, all that are tried, those that stay nearest to the data first
+TUNED = {  # per system and task, or cell: all options of its own that are tried, those nearest to the data first
     "om2p": {
         "world": ["--eta 30", "--eta 100", "--eta 300", "--eta 1000"],
+        "world/expert": ["--eta 3", "--eta 10", "--eta 30", "--eta 100"],
         "spread": ["--eta 10", "--eta 30", "--eta 100", "--eta 300"],
+        "spread/expert": ["--eta 1", "--eta 3", "--eta 10", "--eta 30"],
         "halfcheetah": [f"--eta {eta} --act-noise {scale}" for eta in ("0.01", "0.1") for scale in ("0.5", "1")],
     },
     "ma-fql": {
         "world": ["--alpha 0.03", "--alpha 0.01", "--alpha 0.003", "--alpha 0.001"],
+        "world/expert": ["--alpha 0.1", "--alpha 0.03", "--alpha 0.01", "--alpha 0.003"],
         "spread": ["--alpha 0.03", "--alpha 0.01", "--alpha 0.003", "--alpha 0.001"],
+        "spread/expert": ["--alpha 0.3", "--alpha 0.1", "--alpha 0.03", "--alpha 0.01"],
         "halfcheetah": ["--alpha 100", "--alpha 30", "--alpha 10", "--alpha 3"],
     },
     "ma-sfbc": {
         "world": ["--alpha 100", "--alpha 300", "--alpha 1000", "--alpha 3000"],
+        "world/expert": ["--alpha 30", "--alpha 100", "--alpha 300", "--alpha 1000"],
         "spread": ["--alpha 100", "--alpha 300", "--alpha 1000", "--alpha 3000"],
+        "spread/expert": ["--alpha 30", "--alpha 100", "--alpha 300", "--alpha 1000"],
         "halfcheetah": ["--alpha 10", "--alpha 30", "--alpha 100", "--alpha 300"],
     },
     "omar": {
         "world": ["--alpha 1", "--alpha 0.3", "--alpha 0.1", "--alpha 0.03"],
+        "world/expert": ["--alpha 1", "--alpha 0.3", "--alpha 0.1", "--alpha 0.03"],
         "spread": ["--alpha 3", "--alpha 1", "--alpha 0.3", "--alpha 0.1"],
+        "spread/expert": ["--alpha 10", "--alpha 3", "--alpha 1", "--alpha 0.3"],
         "halfcheetah": ["--alpha 30", "--alpha 10", "--alpha 3", "--alpha 1"],
     },
 }
 
 
 def tuning() -> list[Run]:
-    """As many settings of every system on two qualities of three tasks, with one seed that no table uses."""
-    cells = itertools.product(("world", "spread", "halfcheetah"), ("medium-expert", "medium-replay"))
+    """As many settings of every system on three qualities of three tasks, with one seed that no table uses."""
+    cells = itertools.product(("world", "spread", "halfcheetah"), ("medium-expert", "medium-replay", "expert"))
     return [
         Run(system, f"{env}/{quality}", TUNE_SEED, ("--steps", TUNE_STEPS, *options.split()))
         for env, quality in cells
         for system, tried in TUNED.items()
-        for options in tried[env]
+        for options in tried.get(f"{env}/{quality}", tried[env])
     ]
 
 
@@ -318,12 +326,12 @@ def tuned(system: str, cell: str) -> tuple[str, ...]:
 def found(system: str, cell: str) -> tuple[str, ...]:
     """Of the settings in tune.csv within a standard error of the best return, the one nearest to the data.
 
-    The best of several that cannot be told apart is luck, and the setting is used elsewhere too: data of policies that
-    do not explore shares medium-expert's, Predator-Prey shares World's. RuntimeError if not all were tried.
+    The best of several that cannot be told apart is luck, and the setting is used elsewhere too: medium shares
+    medium-expert's, Predator-Prey shares World's. RuntimeError if not all were tried.
     """
     env, quality = cell.split("/")
     env = "world" if env == "tag" else env
-    cell = f"{env}/{'medium-replay' if quality == 'medium-replay' else 'medium-expert'}"
+    cell = f"{env}/{'medium-expert' if quality == 'medium' else quality}"
     last = {(row["cell"], row["command"]): row for row in read(RESULTS / "tune.csv") if row["last"] == "1"}
     tried = [(run, last.get(run.key)) for run in tuning() if (run.system, run.cell) == (system, cell)]
     if not all(row for _, row in tried):
