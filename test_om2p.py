@@ -1233,7 +1233,8 @@ def test_the_command_line_from_an_empty_folder(tmp_path, expert):
     assert all(math.isfinite(float(x)) for row in rows[:-1] for x in row.values())
     assert f"{float(rows[-1]['return']):.1f} +-" in result.stdout
     config = json.loads((folder / "config.json").read_text())
-    assert config["hidden_dim"] == 32 and config["eta"] == 10.0 and config["data_meta"]["env"] == "world"
+    assert config["hidden_dim"] == 32 and config["data_meta"]["env"] == "world"
+    assert config["eta"] == om2p.RECOMMENDED["world"][om2p.QUALITIES.index("expert")][0]
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert state["step"] == 30 and len(state["agents"]) == 3
     policy = MeanFlowPolicy(24, 2, 32, 2)
