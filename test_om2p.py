@@ -131,6 +131,8 @@ def test_the_own_velocity():
         loss, _ = om2p.mean_flow_loss(*inputs, velocity="own")
         assert loss.item() == pytest.approx(truth.item(), rel=1e-4)
         assert om2p.mean_flow_loss(*inputs)[0].item() != pytest.approx(truth.item(), rel=1e-2)
+        same = om2p.mean_flow_loss(policy, batch.obs, batch.action, noise, t, t, derivative, velocity="own")[0]
+        assert same.item() == om2p.mean_flow_loss(policy, batch.obs, batch.action, noise, t, t, derivative)[0].item()
 
 
 def test_coupled_and_ordered_times():
@@ -1233,8 +1235,7 @@ def test_the_command_line_from_an_empty_folder(tmp_path, expert):
     assert all(math.isfinite(float(x)) for row in rows[:-1] for x in row.values())
     assert f"{float(rows[-1]['return']):.1f} +-" in result.stdout
     config = json.loads((folder / "config.json").read_text())
-    assert config["hidden_dim"] == 32 and config["data_meta"]["env"] == "world"
-    assert config["eta"] == om2p.RECOMMENDED["world"][om2p.QUALITIES.index("expert")][0]
+    assert config["hidden_dim"] == 32 and config["eta"] == 100.0 and config["data_meta"]["env"] == "world"
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert state["step"] == 30 and len(state["agents"]) == 3
     policy = MeanFlowPolicy(24, 2, 32, 2)

@@ -7,9 +7,11 @@ It uses what `reproduce.py` and `table_2.py` have written so far; what is missin
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -209,13 +211,15 @@ def draw_curves(axes: Axes, wanted: dict[str, tuple[str, str]], found: dict) -> 
     axes.legend(fontsize=9)
 
 
+def of_figure_2(found: dict[tuple[str, str], Any], system: str, ending: str) -> tuple[str, str]:
+    """The system and options, of those in `found`, whose options end so."""
+    return next((key for key in found if key[0] == system and key[1].endswith(ending)), (system, "missing"))
+
+
 def draw_figure_2(figure: Figure) -> None:
     """World expert: cloning with Beta(6, 6) against uniform times; the whole loss with several steps of Eq. 5."""
     found = curves(RESULTS / "figure2.csv")
-
-    def key(system: str, ending: str) -> tuple[str, str]:
-        return next((k for k in found if k[0] == system and k[1].endswith(ending)), (system, "missing"))
-
+    key = functools.partial(of_figure_2, found)
     left, right = figure.subplots(1, 2, sharey=True)
     uniform, beta = "--xi 0 0 0 0", "--xi 5 5 0 0"
     wanted = {
@@ -287,18 +291,14 @@ def above(a: list[float], b: list[float]) -> str:
 
 def verdicts_figure_2() -> list[str]:
     """Beta(6, 6) against uniform times, and every step of Eq. 5 against the exact derivative."""
-    scores = finals(RESULTS / "figure2.csv")
-
-    def ending(system: str, text: str) -> list[float] | None:
-        return next((v for (_, s, options), v in scores.items() if s == system and options.endswith(text)), None)
-
+    scores = {(system, options): v for (_, system, options), v in finals(RESULTS / "figure2.csv").items()}
     lines = ["Figure 2, claim: Beta(6, 6) clones better than uniform times. Beta minus uniform:"]
     for system in ("om2p-paper", "om2p"):
-        beta, uniform = ending(system, "--xi 5 5 0 0"), ending(system, "--xi 0 0 0 0")
+        beta, uniform = (scores.get(of_figure_2(scores, system, xi)) for xi in ("--xi 5 5 0 0", "--xi 0 0 0 0"))
         lines += [f"    {NAMES[system]}: {above(beta, uniform)}"] if beta and uniform else []
     lines += ["claim: a step of 1e-8 or less is as good as the exact derivative. Difference minus exact:"]
-    exact = ending("om2p-paper", "--derivative exact")
-    for (_, _, options), values in scores.items():
+    exact = scores.get(of_figure_2(scores, "om2p-paper", "--derivative exact"))
+    for (_, options), values in scores.items():
         if exact and "--delta-r" in options:
             lines.append(f"    {options[options.index('--delta-r') :]}: {above(values, exact)}")
     return lines
@@ -327,25 +327,19 @@ def variant(options: str) -> str:
 
 def verdicts_figure_4() -> list[str]:
     """What removing a part does to the average over the four qualities, for seeds that have all of them."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in read(RESULTS / "figure4.csv"):
+        if row["last"] == "1":
+            found.setdefault((row["system"], variant(row["options"]), row["seed"]), []).append(float(row["return"]))
     averages: dict[tuple[str, str], list[float]] = {}
-    for (_, system, options), values in qualities_together(finals(RESULTS / "figure4.csv")).items():
-        averages[system, variant(options)] = values
+    for (system, kind, _), values in found.items():
+        if len(values) == len(QUALITIES):
+            averages.setdefault((system, kind), []).append(statistics.mean(values))
     lines = ["Figure 4, claim: every part is needed. The average over qualities without it, minus with everything:"]
     for (system, kind), values in averages.items():
         if kind and (system, "") in averages:
             lines.append(f"    {NAMES[system]}, {VARIANTS[kind]}: {above(values, averages[system, ''])}")
     return lines
-
-
-def qualities_together(scores: dict[tuple[str, str, str], list[float]]) -> dict[tuple[str, str, str], list[float]]:
-    """For each seed the mean over the qualities of a task, where all are there."""
-    together: dict[tuple[str, str, str], list[float]] = {}
-    for (cell, system, options), _ in scores.items():
-        env = cell.split("/")[0]
-        columns = [scores.get((f"{env}/{quality}", system, options), []) for quality in QUALITIES]
-        if all(columns):
-            together[env, system, options] = [statistics.mean(column) for column in zip(*columns)]
-    return together
 
 
 PICTURES = {
@@ -354,6 +348,7 @@ PICTURES = {
     "figure3": (draw_figure_3, (12, 3.6)),
     "figure4": (draw_figure_4, (11, 4)),
 }
+VERDICTS = {"figure2": verdicts_figure_2, "figure3": verdicts_figure_3, "figure4": verdicts_figure_4}
 
 
 def picture(name: str) -> Figure:
@@ -371,7 +366,8 @@ def main() -> None:
             picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
     if (RESULTS / "table1.csv").exists():
         print(text_table_1(), *verdicts_table_1(), sep="\n")
-    print(*verdicts_figure_2(), *verdicts_figure_3(), *verdicts_figure_4(), sep="\n")
+    for verdicts in VERDICTS.values():
+        print(*verdicts(), sep="\n")
     print(text_table_2())
 
 

@@ -298,7 +298,6 @@ TUNED = {  # per system and task, or cell: all options of its own that are tried
     },
     "omar": {
         "world": ["--alpha 1", "--alpha 0.3", "--alpha 0.1", "--alpha 0.03"],
-        "world/expert": ["--alpha 1", "--alpha 0.3", "--alpha 0.1", "--alpha 0.03"],
         "spread": ["--alpha 3", "--alpha 1", "--alpha 0.3", "--alpha 0.1"],
         "spread/expert": ["--alpha 10", "--alpha 3", "--alpha 1", "--alpha 0.3"],
         "halfcheetah": ["--alpha 30", "--alpha 10", "--alpha 3", "--alpha 1"],
