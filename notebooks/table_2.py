@@ -6,8 +6,7 @@
 
 Every system runs in a process of its own, one after the other, and is added to `results/table_2.csv` as it ends; one
 that stands there with as many steps is skipped. MA-SfBC and the full Jacobian make a tenth of the steps, scaled.
-Memory counts the bytes of live tensors: networks, targets and optimizers, and the most that one update of one agent
-adds to them.
+Memory is that of `benchmark.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,7 +26,7 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import baselines  # noqa: E402
+import benchmark  # noqa: E402
 
 import data  # noqa: E402
 import envs  # noqa: E402
@@ -53,42 +51,13 @@ def jacobian_derivative(policy: torch.nn.Module, obs: Tensor, a_r: Tensor, r: Te
     return (torch.einsum("biaj,aj->bi", by_action, v) + by_time.sum((2, 3))).detach()
 
 
-def make_agents(name: str, sizes: tuple[int, int, int]) -> list:
-    """Agents of full width."""
-    N, O, A = sizes
-    torch.manual_seed(0)
-    if "algorithm" in SYSTEMS[name]:
-        config = baselines.BaselineConfig(**SYSTEMS[name]).resolve()
-        return [baselines.make_agent(O, A, config, index=i) for i in range(N)]
-    return [om2p.Agent(O, A, om2p.Config(**SYSTEMS[name]).resolve(), index=i) for i in range(N)]
-
-
-def peak_bytes(update: Callable[[], object]) -> int:
-    """The most bytes that tensors made by one call hold at a time, beyond those that were there."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        update()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for size in (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())):
-        live += size
-        peak = max(peak, live)
-    return peak
-
-
-def live_bytes(state: object) -> int:
-    """Bytes of all tensors in nested containers."""
-    leaves = torch.utils._pytree.tree_leaves(state)
-    return sum(x.nbytes for x in leaves if isinstance(x, Tensor))
-
-
 def measure(name: str, steps: int) -> dict[str, object]:
     """Train so long, with 10 evaluation episodes every 100 steps (at least once), and measure."""
     if name.endswith("full Jacobian"):
         om2p.exact_derivative = jacobian_derivative
     om2p.tune_cpu(torch.device("cpu"))
     dataset, env = data.collect("world", "expert", 100_000, progress=False), data.Behaviour("world").env
-    agents = make_agents(name, (env.num_agents, env.obs_dim, env.action_dim))
+    agents = benchmark.make_agents(SYSTEMS[name], env.num_agents, (env.obs_dim, env.action_dim))
 
     def step() -> None:
         for i, agent in enumerate(agents):
@@ -96,8 +65,7 @@ def measure(name: str, steps: int) -> dict[str, object]:
 
     for _ in range(3):
         step()
-    batch = om2p.Batch(*dataset.sample(0, 256, agents[0].generator))
-    memory = live_bytes([agent.state_dict() for agent in agents]) + peak_bytes(lambda: agents[0].update(batch))
+    memory = benchmark.training_bytes(agents, om2p.Batch(*dataset.sample(0, 256, agents[0].generator)))
     began = time.perf_counter()
     for k in range(steps):
         step()

@@ -1,4 +1,4 @@
-"""Tests of the compared systems and of the grid runner: `pytest notebooks` (a minute)."""
+"""Tests of the compared systems, the grid runner and the benchmark: `pytest notebooks` (a minute)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import baselines  # noqa: E402
+import benchmark  # noqa: E402
 import evidence  # noqa: E402
 import reproduce  # noqa: E402
 import two_modes  # noqa: E402
@@ -305,3 +306,38 @@ def test_the_mean_of_two_modes_is_near_none():
     batch = two_modes.sample_data(2000, torch.Generator().manual_seed(0))
     assert two_modes.near_share(batch.action) > 0.99
     assert two_modes.near_share(batch.action.mean(0, keepdim=True)) == 0
+
+
+def test_the_benchmark_counts_all_products():
+    """Of a perceptron 3 - 5 - 2 on 4 rows: forward, weight gradients, and one input gradient."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.GELU(), torch.nn.Linear(5, 2))
+    with benchmark.Products() as products:
+        net(torch.randn(4, 3)).square().sum().backward()
+    layers = [2 * 4 * 3 * 5, 2 * 4 * 5 * 2]
+    assert products.flop() == 2 * sum(layers) + layers[1]
+    calls = sum(products.seen.values())
+    with benchmark.Products() as again:
+        products.replay()()
+    assert again.seen == products.seen and calls == 5
+
+
+def test_the_benchmark_sees_the_peak_of_memory():
+    def update() -> None:
+        first = torch.zeros(1000)
+        second = first.neg()
+        del first
+        torch.zeros(500)
+        del second
+
+    assert benchmark.peak_bytes(update) == 8000
+
+
+def test_the_benchmark_draws_every_part(tmp_path):
+    systems = ["update, 1 thread", "its own products, 1 thread", "training memory"]
+    figures = [f"{name}: {what}" for name in benchmark.SYSTEMS for what in systems]
+    ways = ("mean flow, 1 step", "flow, 10 steps", "diffusion, 15 steps")
+    figures += [f"{way}: {n} observations" for way in ways for n in (1, 10, 1000)]
+    grown = benchmark.GROWTH.items()
+    figures += [f"{v} {what}: {y}" for what, values in grown for v in values for y in ("update", "training memory")]
+    benchmark.draw([{"figure": figure, "value": "2.5"} for figure in figures], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
