@@ -346,30 +346,34 @@ def mean_flow_loss(
     delta_r: float | None = 1e-3,
     dtype: torch.dtype | None = None,
     velocity: str | None = "sampled",
+    equal_rows: int = 0,
     u: Tensor | None = None,
 ) -> tuple[Tensor, Info]:
     """Mean-flow behaviour cloning, Eq. 2, for noise (B, A) and times r, t (B, 1).
 
     `delta_r` and `dtype` are those of `finite_difference`; `u` is u(a_r, r, t), with its graph, if already known.
+    Where r = t the target is v: that it is so in the first `equal_rows` spares their derivative.
     `velocity` "own" replaces v = action - noise where r < t by u(a_r, r, r), its mean at a_r as learned where r = t: a
     target without v's chance (not in the paper; Eulerian self-distillation, arXiv 2505.18825).
     """
     a_r, v = path(action, noise, r)
     u = policy(obs, a_r, r, t) if u is None else u
+    u_target = v.clone()  # and with the derivative in all rows but the first
+    obs, a_r, r, t, v = (x[equal_rows:] for x in (obs, a_r, r, t, v))
     if velocity == "own":
         with torch.no_grad():
             v = torch.where(r == t, v, policy(obs, a_r, r, r))
     if derivative == "finite_difference":
-        du_dr = finite_difference(policy, obs, a_r, r, t, v, delta_r, u.detach(), dtype)
+        du_dr = finite_difference(policy, obs, a_r, r, t, v, delta_r, u[equal_rows:].detach(), dtype)
     elif derivative == "exact":
         du_dr = exact_derivative(policy, obs, a_r, r, t, v)
     elif derivative == "zero":
         du_dr = torch.zeros_like(v)
     else:
         raise ValueError(f"derivative {derivative!r}: choose from finite_difference, exact, zero")
-    u_target = v - (r - t) * du_dr  # Eq. 2; no gradient flows through it
+    u_target[equal_rows:] = v - (r - t) * du_dr  # Eq. 2; no gradient flows through it
     loss = (u - u_target).square().sum(-1).mean()
-    return loss, {"bc_loss": loss.detach(), "du_dr": du_dr.abs().mean()}
+    return loss, {"bc_loss": loss.detach(), "du_dr": du_dr.abs().sum() / max(du_dr.numel(), 1)}
 
 
 def critic_loss(
@@ -458,6 +462,7 @@ class Agent:
         dtype = getattr(torch, c.derivative_dtype or "float32")
         options = {"derivative": c.derivative, "delta_r": c.delta_r, "dtype": dtype, "velocity": c.velocity}
         options |= {"eta": c.eta, "normalise_q": c.normalise_q, "objective": c.objective}
+        options["equal_rows"] = round((c.equal_share or 0) * len(noise))
         loss, policy_info = policy_loss(self.policy, self.critics, batch, noise, act_noise, r, t, **options)
         descend(self.policy_optimizer, loss)
         soft_update(self.target_critics, self.critics, c.rho)

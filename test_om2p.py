@@ -128,8 +128,9 @@ def test_the_own_velocity():
     truth = (policy(batch.obs, a_r, r, t) - target).square().sum(-1).mean()
     for derivative in ("exact", "finite_difference"):
         inputs = (policy, batch.obs, batch.action, noise, r, t, derivative)
-        loss, _ = om2p.mean_flow_loss(*inputs, velocity="own")
-        assert loss.item() == pytest.approx(truth.item(), rel=1e-4)
+        for known in (0, 32):
+            loss, _ = om2p.mean_flow_loss(*inputs, velocity="own", equal_rows=known)
+            assert loss.item() == pytest.approx(truth.item(), rel=1e-4)
         assert om2p.mean_flow_loss(*inputs)[0].item() != pytest.approx(truth.item(), rel=1e-2)
         same = om2p.mean_flow_loss(policy, batch.obs, batch.action, noise, t, t, derivative, velocity="own")[0]
         assert same.item() == om2p.mean_flow_loss(policy, batch.obs, batch.action, noise, t, t, derivative)[0].item()
@@ -240,9 +241,25 @@ def test_equal_times_make_the_target_the_velocity():
     noise, r = torch.randn(64, 2), torch.rand(64, 1)
     a_r, v = om2p.path(b.action, noise, r)
     expected = (policy(b.obs, a_r, r, r) - v).square().sum(1).mean()
-    for derivative in ("finite_difference", "exact", "zero"):
-        loss, _ = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, r, derivative)
+    cases = [(derivative, known) for derivative in ("finite_difference", "exact", "zero") for known in (0, 64)]
+    for derivative, known in cases:
+        loss, info = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, r, derivative, equal_rows=known)
         assert torch.allclose(loss, expected)
+        assert info["du_dr"].isfinite()
+
+
+@pytest.mark.parametrize("velocity", ["sampled", "own"])
+@pytest.mark.parametrize("derivative", ["finite_difference", "exact", "zero"])
+def test_telling_which_rows_have_equal_times_saves_work_and_changes_nothing(derivative, velocity):
+    policy, b, g = small_policy(), random_batch(), generator()
+    noise, (r, t) = torch.randn(64, 2), om2p.sample_times(om2p.UNIFORM, 64, "ordered", 0.5, g)
+    inputs, rows = (policy, b.obs, b.action, noise, r, t, derivative, 1e-2), []
+    policy.net.register_forward_hook(lambda net, x, y: rows.append(len(y)))
+    (loss, _), whole = om2p.mean_flow_loss(*inputs, velocity=velocity), rows.copy()
+    rows.clear()
+    same, _ = om2p.mean_flow_loss(*inputs, velocity=velocity, equal_rows=32)
+    assert torch.allclose(loss, same, atol=1e-5)
+    assert rows == [64, *[32] * (len(whole) - 1)]
 
 
 def test_no_gradient_flows_through_the_target():
