@@ -287,7 +287,7 @@ TUNED = {  # per system and task, or cell: all options of its own that are tried
         "world/expert": ["--alpha 0.1", "--alpha 0.03", "--alpha 0.01", "--alpha 0.003"],
         "spread": ["--alpha 0.03", "--alpha 0.01", "--alpha 0.003", "--alpha 0.001"],
         "spread/expert": ["--alpha 0.3", "--alpha 0.1", "--alpha 0.03", "--alpha 0.01"],
-        "halfcheetah": ["--alpha 100", "--alpha 30", "--alpha 10", "--alpha 3"],
+        "halfcheetah": [f"--alpha {alpha}{noise}" for alpha in (100, 30) for noise in (" --act-noise 0.5", "")],
     },
     "ma-sfbc": {
         "world": ["--alpha 100", "--alpha 300", "--alpha 1000", "--alpha 3000"],
