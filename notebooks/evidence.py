@@ -208,7 +208,6 @@ def draw_curves(axes: Axes, wanted: dict[str, tuple[str, str]], found: dict) -> 
             low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
     axes.set(xlabel="training steps", ylabel="return")
-    axes.legend(fontsize=9)
 
 
 def of_figure_2(found: dict[tuple[str, str], Any], system: str, ending: str) -> tuple[str, str]:
@@ -235,6 +234,9 @@ def draw_figure_2(figure: Figure) -> None:
     wanted = {f"{d}, {kind}": key("om2p-paper", f"--delta-r {d} --derivative-dtype {kind}") for d, kind in steps}
     draw_curves(right, wanted | {"exact derivative": key("om2p-paper", "--derivative exact")}, found)
     right.set_title(r"whole loss: step of the difference $\Delta r$", fontsize=12)
+    for axes in (left, right):
+        axes.axhline(data_returns()["world", "expert"], color="black", lw=1, ls=":", label="return of the data")
+        axes.legend(fontsize=9)
 
 
 def draw_figure_3(figure: Figure) -> None:
