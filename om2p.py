@@ -165,10 +165,10 @@ class Config:
         if self.objective == "bc":
             idle |= dict.fromkeys(("eta", "normalise_q", "candidates"), "--objective bc")
         if self.objective == "q":
-            cloning = ("xi", "times", "equal_share", "velocity", "delta_r", "derivative_dtype")
+            cloning = ("xi", "times", "equal_share", "velocity", "derivative", "delta_r", "derivative_dtype")
             idle |= dict.fromkeys(cloning, "--objective q")
         for name, reason in idle.items():
-            if getattr(self, name) is not None:
+            if getattr(self, name) not in (None, getattr(Config, name)):
                 raise ValueError(f"--{name.replace('_', '-')} has no effect with {reason}: leave one of them out")
         return replace(self, **{k: v for k, v in fill.items() if k not in idle and getattr(self, k) is None})
 

@@ -1179,6 +1179,7 @@ REFUSED = {
     "--derivative-dtype": ["--derivative", "exact", "--derivative-dtype", "float64"],
     "--eta": ["--objective", "bc", "--eta", "1"],
     "--times": ["--objective", "q", "--times", "ordered"],
+    "--derivative": ["--objective", "q", "--derivative", "exact"],
     "--velocity": ["--times", "coupled", "--velocity", "own"],
     "--hidden-dim": ["--hidden-dim", "many"],
 }

@@ -43,7 +43,17 @@ ONLY_OM2P = (
     "derivative",
     "velocity",
     "delta_r",
+    "derivative_dtype",
 )
+OPTIONS_OF = {  # which systems have an option of the baselines' own
+    "alpha": ("ma-fql", "ma-sfbc", "ma-cql", "omar"),
+    "candidates": ("ma-fql", "ma-sfbc"),
+    "act_noise": ("ma-fql",),
+    "flow_steps": ("ma-fql",),
+    "diffusion_steps": ("ma-sfbc",),
+    "target_candidates": ("ma-sfbc",),
+    "search_weight": ("omar",),
+}
 
 
 @dataclass(frozen=True)
@@ -60,16 +70,16 @@ class BaselineConfig(om2p.Config):
         None, "actions drawn when acting, to choose from; ma-sfbc: default its paper's 32; ma-fql: 1", low=1
     )
     target_candidates: int = option(16, "ma-sfbc: actions sampled for the critics' target; its paper 16", low=1)
-    search_weight: float = option(0.5, "omar: weight of the searched action; its paper 0.5 to 1", high=1)
+    search_weight: float = option(0.5, "omar: weight of the searched action; its release 0.1 to 1, by data", high=1)
 
     def resolve(self, quality: str = "expert") -> BaselineConfig:
         """Fill in each `None`; raise ValueError for an option that only OM2P has."""
         defaults = {f.name: f.default for f in fields(self)}
-        for name in (*ONLY_OM2P, "derivative_dtype"):
+        for name in ONLY_OM2P:
             if getattr(self, name) not in (defaults[name], None):
                 raise ValueError(f"--{name.replace('_', '-')} is of OM2P, not of --algorithm {self.algorithm}")
-        for name, users in (("candidates", CANDIDATES), ("act_noise", ("ma-fql",))):
-            if getattr(self, name) is not None and self.algorithm not in users:
+        for name, users in OPTIONS_OF.items():
+            if getattr(self, name) not in (defaults[name], None) and self.algorithm not in users:
                 flag = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{flag} has no effect with --algorithm {self.algorithm}: leave it out")
         fill = {
@@ -136,8 +146,12 @@ def flow_action(flow: TimedNet, obs: Tensor, noise: Tensor, steps: int) -> Tenso
 
 
 def signal_share(steps: int) -> Tensor:
-    """alpha_bar (steps + 1,): the share of variance that is the action's after each step (VP, beta 0.1 to 20)."""
-    t = torch.linspace(0, 1, steps + 1)
+    """alpha_bar (steps + 1,): the share of variance that is the action's after each step (VP, beta 0.1 to 20).
+
+    The steps are shorter near the action: in equal ones the first mixes in so much noise (0.22) that sampling would
+    lose most of a spread of 0.1, which is that of the data's exploration.
+    """
+    t = torch.linspace(0, 1, steps + 1) ** 2
     return torch.exp(-0.1 * t - 0.5 * (20 - 0.1) * t**2)
 
 
@@ -204,7 +218,7 @@ class Baseline:
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Actions (B, A) for observations (B, O)."""
-        return self.acting()[0].act(obs, self.noise(obs, generator or self.generator) if noise is None else noise)
+        return self.acting()[0].act(obs, self.noise(obs, generator) if noise is None else noise)
 
     def noise(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Gaussian noise (B, A), from the agent's own stream if not another."""
@@ -285,7 +299,11 @@ class MASfBC(Baseline):
         return torch.softmax(self.config.alpha * q / q.abs().mean().clamp_min(1e-6), 1), q
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
-        """Bootstrap from sampled actions only, weighted by softmax(alpha Q): planning within the data's support."""
+        """Bootstrap from sampled actions only, weighted by softmax(alpha Q).
+
+        Its paper also takes the better of this value and of what the data's trajectory went on to earn; batches here
+        are of single transitions, so that part is left out.
+        """
         with torch.no_grad():
             actions = self.sample(self.target_policy, batch.next_obs, self.config.target_candidates, self.generator)
             weights, q = self.weights(self.target_critics, batch.next_obs, actions)
@@ -385,7 +403,7 @@ class OMAR(MACQL):
             best, best_q = torch.where(top_q > best_q, found, best), torch.maximum(top_q, best_q)
             weight = torch.softmax(q, 1)
             mean = (weight * tried).sum(1)
-            std = (weight * (tried - mean[:, None]).square()).sum(1).sqrt()
+            std = (tried - mean[:, None]).square().mean(1).sqrt()
         return best
 
 

@@ -6,7 +6,8 @@ Needs `pip install -r notebooks/requirements.txt` too. `--only latency start-up`
   and of the compared systems. Its own products are every matrix product of that same step, replayed alone with operands
   of the same shape and layout; the warm rate is that of one 256 x 512 x 512 product, repeated on the same operands.
   Memory is the bytes of live tensors: networks, targets, optimizers, and the most that one agent's update adds to them.
-- latency: one agent's action, in one step, in ten steps of a flow, in fifteen of a diffusion; networks of one size.
+- latency: one agent's action, in one step, as the critics' best of eight such, in ten steps of a flow, in fifteen of a
+  diffusion; networks of one size.
 - growth: the time and memory of a training step with more agents, wider networks, larger batches.
 - evaluation: episodes of every task, with the candidates of the default and with one.
 - collection: transitions (one step of all agents) per second that the shipped expert makes, policy included, beside the
@@ -80,8 +81,7 @@ class Products(TorchDispatchMode):
         """A function that runs the same products once."""
         calls = []
         for (func, operands), count in self.seen.items():
-            tensors = [torch.empty_strided(shape, stride, device=DEVICE).normal_() for shape, stride in operands]
-            calls += [(func, tensors)] * count
+            calls += [(func, [strided(*operand) for operand in operands])] * count
 
         def run() -> None:
             for func, tensors in calls:
@@ -98,9 +98,15 @@ class Products(TorchDispatchMode):
         return total
 
 
+def strided(shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """A random tensor laid out so; a stride may be 0."""
+    size = 1 + sum((n - 1) * step for n, step in zip(shape, stride))
+    return torch.randn(size, device=DEVICE).as_strided(shape, stride)
+
+
 def seconds(function: Callable[[], object], calls: int = 1) -> float:
     """Wall-clock seconds of one call, averaged over `calls` in a row."""
-    finish = torch.cuda.synchronize if DEVICE.type == "cuda" else lambda: None
+    finish = getattr(torch, DEVICE.type).synchronize  # on a CPU it does nothing
     finish()
     start = time.perf_counter()
     for _ in range(calls):
@@ -141,7 +147,8 @@ def peak_bytes(update: Callable[[], object]) -> int:
 
 
 def training_bytes(agents: list, batch: om2p.Batch) -> int:
-    """Bytes of all tensors that the agents keep, and the most that an update of one adds."""
+    """Bytes of all tensors that the agents keep, and the most that an update of one adds; makes two updates."""
+    step(agents, batch)  # only then the optimizers keep anything
     leaves = torch.utils._pytree.tree_leaves([agent.state_dict() for agent in agents])
     return sum(x.nbytes for x in leaves if isinstance(x, Tensor)) + peak_bytes(lambda: agents[0].update(batch))
 
@@ -232,13 +239,15 @@ def measure_growth(rounds: int = 7) -> Iterator[Row]:
 @torch.no_grad()
 def measure_latency(rounds: int = 25) -> Iterator[Row]:
     """One agent's actions for 1, 10 and 1,000 observations."""
-    policy = om2p.MeanFlowPolicy(OBS, ACTION).to(DEVICE)
+    (agent,) = make_agents({"candidates": 8}, 1)
+    policy = agent.acting()[0]
     timed = baselines.TimedNet(OBS, ACTION, WIDTH, 4).to(DEVICE)
     generator = torch.Generator(DEVICE).manual_seed(0)
     for count in (1, 10, 1000):
         obs, noise = torch.randn(count, OBS, device=DEVICE), torch.randn(count, ACTION, device=DEVICE)
         ways = {
             "mean flow, 1 step": partial(policy.act, obs, noise),
+            "mean flow, the critics' best of 8": partial(agent.act, obs, torch.randn(count, 8, ACTION, device=DEVICE)),
             "flow, 10 steps": partial(baselines.flow_action, timed, obs, noise, 10),
             "diffusion, 15 steps": partial(baselines.diffusion_action, timed, obs, 15, generator),
         }
@@ -253,7 +262,7 @@ def measure_latency(rounds: int = 25) -> Iterator[Row]:
 def measure_evaluation(rounds: int = 5) -> Iterator[Row]:
     """Ten episodes of every task at full width."""
     for name in envs.DIMENSIONS:
-        env = data.Behaviour(name).env
+        env = envs.make_env(name, data.collect(name, "expert", 1000, progress=False).prey, DEVICE)
         ways = {}
         for candidates in (8, 1):
             agents = make_agents({"candidates": candidates}, env.num_agents, (env.obs_dim, env.action_dim))
@@ -363,7 +372,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
 
 def draw(rows: list[dict[str, str]], path: Path) -> None:
     """Updates and memory of the systems, latency, and growth, from the rows of the CSV."""
-    from drawing import BLUE, GREY, ORANGE
+    from drawing import BLUE, GREY, ORANGE, SKY
     from matplotlib.figure import Figure
 
     value = {row["figure"]: float(row["value"]) for row in rows}
@@ -377,7 +386,8 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     update.set(xlabel="ms for 3 agents, 1 thread", title="training step (blue: matrix products)", xscale="log")
     memory.set(xlabel="MB for 3 agents", title="training memory")
     counts = (1, 10, 1000)
-    for name, colour in (("mean flow, 1 step", BLUE), ("flow, 10 steps", ORANGE), ("diffusion, 15 steps", GREY)):
+    ways = {"mean flow, 1 step": BLUE, "mean flow, the critics' best of 8": SKY}
+    for name, colour in (ways | {"flow, 10 steps": ORANGE, "diffusion, 15 steps": GREY}).items():
         latency.loglog(counts, [value[f"{name}: {n} observations"] for n in counts], "o-", color=colour, label=name)
     latency.set(xlabel="observations", ylabel="ms", title="one agent's action")
     latency.legend(fontsize=9)
@@ -393,15 +403,19 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def machine() -> str:
+    """What the figures were measured on."""
+    text = f"{platform.machine()}, {torch.get_num_threads()} threads, {DEVICE}, torch {torch.__version__}"
+    return f"{text}, product precision {torch.get_float32_matmul_precision()}"
+
+
 def main() -> None:
     """Measure, print, write the CSV and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parts = parser.parse_args().only
     om2p.tune_cpu(DEVICE)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {DEVICE}, torch {torch.__version__}"
-    machine += f", product precision {torch.get_float32_matmul_precision()}"
-    print(machine)
+    print(where := machine())
     path, rows = RESULTS / "benchmark.csv", []
     if path.exists():
         with open(path, newline="") as file:
@@ -409,7 +423,7 @@ def main() -> None:
     for part in parts:
         for figure, value, unit in PARTS[part]():
             print(f"{figure:<75} {value:10.4g} {unit}", flush=True)
-            rows.append(dict(part=part, figure=figure, value=f"{value:.4g}", unit=unit, machine=machine))
+            rows.append(dict(part=part, figure=figure, value=f"{value:.4g}", unit=unit, machine=where))
     rows.sort(key=lambda row: list(PARTS).index(row["part"]))
     with data.whole_file(path) as whole, open(whole, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

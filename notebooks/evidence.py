@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
-from reproduce import ENVS, RESULTS, SYSTEMS, finals, mean_and_spread, read, table  # noqa: E402
+from reproduce import ENVS, RESULTS, SYSTEMS, BySeed, finals, mean_and_spread, read, table  # noqa: E402
 
 from om2p import QUALITIES  # noqa: E402
 
@@ -60,7 +60,6 @@ NAMES = {
     "om2p": "OM2P, recommended",
 }
 COLOURS = dict(zip(SYSTEMS, (GREY, YELLOW, PINK, GREEN, ORANGE, BLUE)))
-OVER_OMAR = {"tag": 1.9, "world": 2.5, "spread": 1.2, "halfcheetah": 1.2}  # the paper's average over OMAR's
 OVER_DATA = {  # the paper's OM2P over the mean return of its data
     ("spread", "medium"): 1.7,
     ("tag", "medium"): 2.9,
@@ -80,11 +79,14 @@ PAPER_TABLE_2 = {  # seconds and megabytes of 10,000 steps with 10 evaluation ep
 # --------------------------------------------------------------------------------------------------------- Table 1
 
 
-def table_1() -> dict[tuple[str, str, str], list[float]]:
-    """The last return of every seed, by task, quality and system."""
-    scores: dict[tuple[str, str, str], list[float]] = {}
-    for (cell, system, _), values in finals(RESULTS / "table1.csv").items():
-        scores[(*cell.split("/"), system)] = values
+def table_1() -> dict[tuple[str, str, str], BySeed]:
+    """The last return of every seed, by task, quality and system; ValueError if a system has two settings."""
+    scores: dict[tuple[str, str, str], BySeed] = {}
+    for (cell, system, _), by_seed in finals(RESULTS / "table1.csv").items():
+        key = (*cell.split("/"), system)
+        if key in scores:
+            raise ValueError(f"table1.csv has two settings of {system} on {cell}: delete the rows of one")
+        scores[key] = by_seed
     return scores
 
 
@@ -113,33 +115,41 @@ def text_table_1() -> str:
 
 
 def verdicts_table_1() -> list[str]:
-    """What the paper says of OM2P in Table 1, and whether it holds here, for tasks whose cells all systems have."""
+    """What the paper says of OM2P in Table 1, and whether it holds here, on the seeds that all cells of a task have."""
     scores, data = table_1(), data_returns()
     lines = []
     for env in ENVS:
-        missing = [NAMES[s] for s in SYSTEMS if any((env, q, s) not in scores for q in QUALITIES)]
-        if missing:
+        cells = [(q, s) for q in QUALITIES for s in SYSTEMS]
+        seeds = sorted(set.intersection(*(set(scores.get((env, *cell), {})) for cell in cells)))
+        if not seeds:
+            missing = [NAMES[s] for s in SYSTEMS if any((env, q, s) not in scores for q in QUALITIES)]
             lines.append(f"{TASKS[env]}: no verdict yet, not all run: {', '.join(missing)}")
             continue
-        mean = {(q, s): statistics.mean(scores[env, q, s]) for q in QUALITIES for s in SYSTEMS}
+        common = {cell: {seed: scores[env, *cell][seed] for seed in seeds} for cell in cells}
+        mean = {cell: statistics.mean(by_seed.values()) for cell, by_seed in common.items()}
         average = {s: statistics.mean(mean[q, s] for q in QUALITIES) for s in SYSTEMS}
         best = max(average, key=average.get)
-        ratio = average["om2p"] / average["omar"]
-        lines.append(f"{TASKS[env]}: highest average {NAMES[best]} ({average[best]:.0f}; OM2P {average['om2p']:.0f})")
-        lines.append(f"    OM2P over OMAR: x {ratio:.2f} (paper x {OVER_OMAR[env]})")
-        for quality in QUALITIES:
-            top = max(SYSTEMS, key=lambda s: mean[quality, s])  # noqa: B023
-            behind = mean[quality, top] - mean[quality, "om2p"]
-            spread = mean_and_spread(scores[env, quality, top])[1]
-            text = f"    {quality}: best {NAMES[top]}"
-            text += "" if top == "om2p" else f", OM2P {behind:.0f} behind (its standard deviation is {spread:.0f})"
-            if mean[quality, "om2p"] < mean[quality, "bc"]:
-                text += ", under BC"
-            if (env, quality) in OVER_DATA:
-                text += f"; x {mean[quality, 'om2p'] / data[env, quality]:.2f} of the data"
-                text += f" (paper x {OVER_DATA[env, quality]})"
-            lines.append(text)
+        ratio, paper = average["om2p"] / average["omar"], sum(PAPER[env]["om2p"]) / sum(PAPER[env]["omar"])
+        lines.append(f"{TASKS[env]}, {len(seeds)} seed{'s' * (len(seeds) > 1)}: highest average {NAMES[best]}")
+        lines[-1] += f" ({average[best]:.0f}; OM2P {average['om2p']:.0f})"
+        lines.append(f"    OM2P over OMAR: x {ratio:.2f} (paper x {paper:.1f})")
+        lines += [verdict_cell(env, quality, common, data[env, quality]) for quality in QUALITIES]
     return lines
+
+
+def verdict_cell(env: str, quality: str, scores: dict[tuple[str, str], BySeed], data: float) -> str:
+    """The best system of one cell, how OM2P stands to it and to cloning, and to the data where the paper says so."""
+    mean = {system: statistics.mean(scores[quality, system].values()) for system in SYSTEMS}
+    top = max(SYSTEMS, key=mean.get)
+    text = f"    {quality}: best {NAMES[top]}"
+    if top != "om2p":
+        spread = mean_and_spread(scores[quality, top])[1]
+        text += f", OM2P {mean[top] - mean['om2p']:.0f} behind"
+        text += f" (its standard deviation is {spread:.0f})" if spread else ""
+    text += ", under BC" if mean["om2p"] < mean["bc"] else ""
+    if (env, quality) in OVER_DATA:
+        text += f"; x {mean['om2p'] / data:.2f} of the data (paper x {OVER_DATA[env, quality]})"
+    return text
 
 
 def draw_table_1(figure: Figure) -> None:
@@ -169,10 +179,13 @@ def draw_table_1(figure: Figure) -> None:
 
 
 def text_table_2() -> str:
-    """Time and memory of every system, and their ratios to OM2P with the difference, beside the paper's ratios."""
-    rows = {row["system"]: row for row in table(RESULTS / "table_2.csv")}
+    """Time and memory of every system, and their ratios to OM2P as published, beside the paper's ratios."""
+    path = RESULTS / "table_2.csv"
+    rows = {row["system"]: row for row in table(path)} if path.exists() else {}
     lines = [f"{'':<28}{'seconds':>9}{'MB':>8}{'time / OM2P':>14}{'(paper)':>9}{'memory / OM2P':>15}{'(paper)':>9}"]
-    base, paper_base = rows["om2p"], PAPER_TABLE_2["om2p-paper"]
+    if "om2p-paper" not in rows:
+        return "Table 2: om2p-paper has not been run"
+    base, paper_base = rows["om2p-paper"], PAPER_TABLE_2["om2p-paper"]
     for name, row in rows.items():
         ours = [float(row[k]) for k in ("seconds_per_10000_steps", "megabytes")]
         ratios = [x / float(base[k]) for x, k in zip(ours, ("seconds_per_10000_steps", "megabytes"))]
@@ -187,13 +200,13 @@ def text_table_2() -> str:
 # ------------------------------------------------------------------------------------------------------- Figures
 
 
-def curves(path: Path) -> dict[tuple[str, str], dict[int, list[float]]]:
+def curves(path: Path) -> dict[tuple[str, str], dict[int, BySeed]]:
     """Returns by step of every seed, the final evaluation left out, by system and options."""
-    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    found: dict[tuple[str, str], dict[int, BySeed]] = {}
     for row in read(path):
         if row["last"] == "0":
             by_step = found.setdefault((row["system"], row["options"]), {})
-            by_step.setdefault(int(row["step"]), []).append(float(row["return"]))
+            by_step.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
     return found
 
 
@@ -281,14 +294,25 @@ def draw_figure_4(figure: Figure) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
 
-def above(a: list[float], b: list[float]) -> str:
-    """How the mean of `a` stands to that of `b`, judged by twice the standard error of their difference over seeds."""
-    difference = statistics.mean(a) - statistics.mean(b)
-    if min(len(a), len(b)) < 2:
-        return f"{difference:+.0f} (one seed)"
-    error = (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    word = "not told apart" if abs(difference) < 2 * error else "above" if difference > 0 else "below"
-    return f"{difference:+.0f} +- {error:.0f}, {word}"
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, two-sided, for 1, 2, ... degrees of freedom
+
+
+def above(a: BySeed, b: BySeed) -> str:
+    """How `a` stands to `b`, by the t-test of their differences, seed by seed, at 95%.
+
+    Runs of one seed start with the same weights and are scored on the same episodes.
+    """
+    differences = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
+    if not differences:
+        return "no seed in common"
+    mean, count = statistics.mean(differences), len(differences)
+    if count == 1:
+        return f"{round(mean):+d} (one seed)"
+    error = statistics.stdev(differences) / count**0.5
+    word = "above" if mean > 0 else "below"
+    if abs(mean) <= T_95[min(count, 10) - 2] * error:
+        word = "not told apart"
+    return f"{round(mean):+d} +- {error:.0f}, {word} ({count} seeds)"
 
 
 def verdicts_figure_2() -> list[str]:
@@ -314,7 +338,7 @@ def verdicts_figure_3() -> list[str]:
         for quality in QUALITIES:
             by_eta = {o.split()[-1]: v for (c, s, o), v in scores.items() if (c, s) == (f"world/{quality}", system)}
             if {"0.1", "1000"} <= by_eta.keys():
-                best = max(by_eta, key=lambda eta: statistics.mean(by_eta[eta]))
+                best = max(by_eta, key=lambda eta: statistics.mean(by_eta[eta].values()))
                 lines.append(f"    {NAMES[system]}, {quality}: {above(by_eta['1000'], by_eta['0.1'])}; best {best}")
     return lines
 
@@ -328,20 +352,25 @@ def variant(options: str) -> str:
 
 
 def verdicts_figure_4() -> list[str]:
-    """What removing a part does to the average over the four qualities, for seeds that have all of them."""
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for row in read(RESULTS / "figure4.csv"):
-        if row["last"] == "1":
-            found.setdefault((row["system"], variant(row["options"]), row["seed"]), []).append(float(row["return"]))
-    averages: dict[tuple[str, str], list[float]] = {}
-    for (system, kind, _), values in found.items():
-        if len(values) == len(QUALITIES):
-            averages.setdefault((system, kind), []).append(statistics.mean(values))
+    """What removing a part does to the average over the qualities that were run without it."""
+    found: dict[tuple[str, str], dict[str, BySeed]] = {}
+    for (cell, system, options), by_seed in finals(RESULTS / "figure4.csv").items():
+        found.setdefault((system, variant(options)), {})[cell.split("/")[1]] = by_seed
     lines = ["Figure 4, claim: every part is needed. The average over qualities without it, minus with everything:"]
-    for (system, kind), values in averages.items():
-        if kind and (system, "") in averages:
-            lines.append(f"    {NAMES[system]}, {VARIANTS[kind]}: {above(values, averages[system, ''])}")
+    for (system, kind), without in found.items():
+        everything = found.get((system, ""), {})
+        qualities = [q for q in QUALITIES if q in without and q in everything]
+        if kind and qualities:
+            text = above(*(average(by_quality, qualities) for by_quality in (without, everything)))
+            where = "" if len(qualities) == len(QUALITIES) else f" on {', '.join(qualities)}"
+            lines.append(f"    {NAMES[system]}, {VARIANTS[kind]}{where}: {text}")
     return lines
+
+
+def average(by_quality: dict[str, BySeed], qualities: list[str]) -> BySeed:
+    """The mean over these qualities, for the seeds that all of them have."""
+    seeds = set.intersection(*(set(by_quality[q]) for q in qualities))
+    return {seed: statistics.mean(by_quality[q][seed] for q in qualities) for seed in seeds}
 
 
 PICTURES = {

@@ -31,7 +31,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from om2p import QUALITIES, TABLE_3_ETA  # noqa: E402
+from data import whole_file  # noqa: E402
+from om2p import QUALITIES, TABLE_3_ETA, TABLE_3_XI  # noqa: E402
 
 RESULTS, DATA = HERE / "results", Path(os.environ.get("OM2P_DATA", HERE / "data"))
 ENVS = tuple(TABLE_3_ETA)
@@ -48,6 +49,9 @@ SYSTEMS = {  # name in a table: script and options
     "om2p-paper": ("om2p.py", "--preset", "paper"),
     "om2p": ("om2p.py",),
 }
+
+
+Result = list[dict[str, str]] | RuntimeError  # of a run: its rows, or why there are none
 
 
 @dataclass(frozen=True)
@@ -119,17 +123,14 @@ def version() -> str:
 # --------------------------------------------------------------------------------------------------------- results
 
 
+Engine = Callable[[list[Run]], Iterable[tuple[Run, Result]]]
+
+
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of all runs that ended; a run cut short while it was written is dropped from the file."""
-    if not path.exists():
-        return []
-    rows = table(path)
+    """The rows of all runs that ended, without those of one that was cut short while it was written."""
+    rows = table(path) if path.exists() else []
     ended = {(row["cell"], row["command"]) for row in rows if row["last"] == "1"}
-    whole = [row for row in rows if (row["cell"], row["command"]) in ended]
-    if len(whole) < len(rows):
-        path.unlink()
-        append(path, whole)
-    return whole
+    return [row for row in rows if (row["cell"], row["command"]) in ended]
 
 
 def append(path: Path, rows: list[dict[str, str]]) -> None:
@@ -145,35 +146,52 @@ def append(path: Path, rows: list[dict[str, str]]) -> None:
         os.fsync(file.fileno())
 
 
-def run_all(runs: list[Run], path: Path, engine: Callable[[list[Run]], Iterable[tuple[Run, list[dict]]]]) -> None:
-    """Execute what is not in the CSV yet, appending each result as it comes."""
-    done = {(row["cell"], row["command"]) for row in read(path)}
+def run_all(runs: list[Run], path: Path, engine: Engine) -> None:
+    """Execute what is not in the CSV yet, appending each result as it comes; RuntimeError at the end if any failed."""
+    whole, failed = read(path), []
+    if path.exists() and len(whole) < len(table(path)):
+        with whole_file(path) as part:
+            append(part, whole)
+    done = {(row["cell"], row["command"]) for row in whole}
     todo = [run for run in runs if run.key not in done]
     print(f"{path.name}: {len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     for count, (run, rows) in enumerate(engine(todo), 1):
+        if isinstance(rows, RuntimeError):
+            failed.append(rows)
+            continue
         append(path, rows)
         last = rows[-1]
         figures = f"{float(last['return']):8.1f} +- {float(last['return_std']):6.1f}   {last['training_seconds'][:6]} s"
         print(f"{count}/{len(todo)}  {run.cell:<26} {run.system:<11} seed {run.seed} {figures}", flush=True)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, the others are done; the first: {failed[0]}")
 
 
-def local_engine(jobs: int) -> Callable[[list[Run]], Iterator[tuple[Run, list[dict]]]]:
+def result_of(get: Callable[[], list[dict[str, str]]]) -> Result:
+    """The rows of a run that ended, or why it failed."""
+    try:
+        return get()
+    except RuntimeError as error:
+        return error
+
+
+def local_engine(jobs: int) -> Engine:
     """So many processes at a time on this machine; data that is missing is made first, once."""
 
-    def engine(runs: list[Run]) -> Iterator[tuple[Run, list[dict]]]:
+    def engine(runs: list[Run]) -> Iterator[tuple[Run, Result]]:
         make_data(sorted({run.cell for run in runs}))
         with ThreadPoolExecutor(jobs) as pool:
             futures = {pool.submit(execute, run): run for run in runs}
             try:
                 for future in as_completed(futures):
-                    yield futures[future], future.result()
+                    yield futures[future], result_of(future.result)
             finally:
                 pool.shutdown(cancel_futures=True)
 
     return engine
 
 
-def ray_engine(runs: list[Run]) -> Iterator[tuple[Run, list[dict]]]:
+def ray_engine(runs: list[Run]) -> Iterator[tuple[Run, Result]]:
     """One core of a Ray cluster for each run: the cluster of RAY_ADDRESS, else one on this machine.
 
     The repository travels to the workers; a cluster elsewhere makes the data anew, each node once.
@@ -203,7 +221,7 @@ def ray_engine(runs: list[Run]) -> Iterator[tuple[Run, list[dict]]]:
         while waiting:
             ready, _ = ray.wait(list(waiting))
             for future in ready:
-                yield waiting.pop(future), ray.get(future)
+                yield waiting.pop(future), result_of(functools.partial(ray.get, future))
     finally:
         ray.shutdown()
 
@@ -252,10 +270,14 @@ def figure_3() -> list[Run]:
 
 
 def figure_4() -> list[Run]:
-    """Only Q, only cloning, uniform times, everything, with the paper's settings and with ours."""
-    variants = [("--objective", "q"), ("--objective", "bc"), ("--xi", "0", "0", "0", "0"), ()]
-    pairs = [(system, v) for system in ("om2p-paper", "om2p") for v in variants if system != "om2p" or "--xi" not in v]
-    return [Run(system, cell, seed, (*SHORT, *v)) for seed in SEEDS for cell in WORLD for system, v in pairs]
+    """Only Q, only cloning, everything, with the paper's settings and with ours; uniform times where its are not so."""
+    runs = []
+    for seed, quality, system in itertools.product(SEEDS, QUALITIES, ("om2p-paper", "om2p")):
+        variants = [("--objective", "q"), ("--objective", "bc"), ()]
+        if system == "om2p-paper" and ("world", quality) in TABLE_3_XI:
+            variants.append(("--xi", "0", "0", "0", "0"))
+        runs += [Run(system, f"world/{quality}", seed, (*SHORT, *variant)) for variant in variants]
+    return runs
 
 
 def ablations() -> list[Run]:
@@ -274,20 +296,29 @@ def ablations() -> list[Run]:
 
 TUNE_SEED = 101
 TUNE_STEPS = "2500"  # as in the table: after 1,000 other settings are ahead
+
+
+def two_by_two(name: str, values: str, other: str, others: str) -> list[str]:
+    """Every pair of a value of one option and a value of another."""
+    return [f"{name} {value} {other} {scale}" for value in values.split() for scale in others.split()]
+
+
 TUNED = {  # per system and task, or cell: all options of its own that are tried, those nearest to the data first
     "om2p": {
         "world": ["--eta 30", "--eta 100", "--eta 300", "--eta 1000"],
         "world/expert": ["--eta 3", "--eta 10", "--eta 30", "--eta 100"],
         "spread": ["--eta 10", "--eta 30", "--eta 100", "--eta 300"],
         "spread/expert": ["--eta 1", "--eta 3", "--eta 10", "--eta 30"],
-        "halfcheetah": [f"--eta {eta} --act-noise {scale}" for eta in ("0.01", "0.1") for scale in ("0.5", "1")],
+        "halfcheetah": two_by_two("--eta", "0.01 0.1", "--act-noise", "0.5 1"),
     },
     "ma-fql": {
         "world": ["--alpha 0.03", "--alpha 0.01", "--alpha 0.003", "--alpha 0.001"],
         "world/expert": ["--alpha 0.1", "--alpha 0.03", "--alpha 0.01", "--alpha 0.003"],
         "spread": ["--alpha 0.03", "--alpha 0.01", "--alpha 0.003", "--alpha 0.001"],
         "spread/expert": ["--alpha 0.3", "--alpha 0.1", "--alpha 0.03", "--alpha 0.01"],
-        "halfcheetah": [f"--alpha {alpha}{noise}" for alpha in (100, 30) for noise in (" --act-noise 0.5", "")],
+        "halfcheetah/medium-expert": two_by_two("--alpha", "30 10", "--act-noise", "0.5 1"),
+        "halfcheetah/medium-replay": two_by_two("--alpha", "100 3", "--act-noise", "0.5 1"),
+        "halfcheetah/expert": two_by_two("--alpha", "100 30", "--act-noise", "0.5 1"),
     },
     "ma-sfbc": {
         "world": ["--alpha 100", "--alpha 300", "--alpha 1000", "--alpha 3000"],
@@ -296,11 +327,12 @@ TUNED = {  # per system and task, or cell: all options of its own that are tried
         "spread/expert": ["--alpha 30", "--alpha 100", "--alpha 300", "--alpha 1000"],
         "halfcheetah": ["--alpha 10", "--alpha 30", "--alpha 100", "--alpha 300"],
     },
-    "omar": {
-        "world": ["--alpha 1", "--alpha 0.3", "--alpha 0.1", "--alpha 0.03"],
-        "spread": ["--alpha 3", "--alpha 1", "--alpha 0.3", "--alpha 0.1"],
-        "spread/expert": ["--alpha 10", "--alpha 3", "--alpha 1", "--alpha 0.3"],
-        "halfcheetah": ["--alpha 30", "--alpha 10", "--alpha 3", "--alpha 1"],
+    "omar": {  # the second weight is that of its release, which has other data
+        "world": two_by_two("--alpha", "0.1 0.03", "--search-weight", "0.5 0.9"),
+        "world/expert": two_by_two("--alpha", "1 0.1", "--search-weight", "0.5 0.9"),
+        "spread": two_by_two("--alpha", "3 1", "--search-weight", "0.5 1"),
+        "spread/expert": two_by_two("--alpha", "10 3", "--search-weight", "0.5 1"),
+        "halfcheetah": two_by_two("--alpha", "3 1", "--search-weight", "0.5 0.9"),
     },
 }
 
@@ -312,7 +344,7 @@ def tuning() -> list[Run]:
         Run(system, f"{env}/{quality}", TUNE_SEED, ("--steps", TUNE_STEPS, *options.split()))
         for env, quality in cells
         for system, tried in TUNED.items()
-        for options in tried.get(f"{env}/{quality}", tried[env])
+        for options in tried.get(f"{env}/{quality}") or tried[env]
     ]
 
 
@@ -347,25 +379,29 @@ GRIDS |= {"ablations": ablations, "tune": tuning}
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
-def finals(path: Path) -> dict[tuple[str, str, str], list[float]]:
-    """The last evaluation of every seed, by cell, system and options."""
-    scores: dict[tuple[str, str, str], list[float]] = {}
+BySeed = dict[int, float]
+
+
+def finals(path: Path) -> dict[tuple[str, str, str], BySeed]:
+    """The last return of every seed, by cell, system and options."""
+    scores: dict[tuple[str, str, str], BySeed] = {}
     for row in read(path):
         if row["last"] == "1":
-            scores.setdefault((row["cell"], row["system"], row["options"]), []).append(float(row["return"]))
+            by_seed = scores.setdefault((row["cell"], row["system"], row["options"]), {})
+            by_seed[int(row["seed"])] = float(row["return"])
     return scores
 
 
-def mean_and_spread(values: list[float]) -> tuple[float, float]:
+def mean_and_spread(scores: BySeed) -> tuple[float, float]:
     """Mean and standard deviation over seeds (0 for one seed)."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.mean(scores.values()), statistics.stdev(scores.values()) if len(scores) > 1 else 0.0
 
 
 def show(path: Path) -> None:
     """Print mean and standard deviation over seeds of every last evaluation."""
-    for (cell, system, options), values in sorted(finals(path).items()):
-        mean, spread = mean_and_spread(values)
-        print(f"{cell:<26} {system:<11} {options:<40} {mean:8.1f} +- {spread:6.1f}   {len(values)} seeds")
+    for (cell, system, options), scores in sorted(finals(path).items()):
+        mean, spread = mean_and_spread(scores)
+        print(f"{cell:<26} {system:<11} {options:<40} {mean:8.1f} +- {spread:6.1f}   {len(scores)} seeds")
 
 
 def main() -> None:
@@ -387,11 +423,11 @@ def main() -> None:
     if args.show:
         show(path)
         return
-    named = {run: {run.cell, *run.cell.split("/"), run.system, f"seed {run.seed}"} for run in GRIDS[grid]()}
-    if unknown := set(args.only).difference(*named.values()):
-        parser.error(f"--only {sorted(unknown)[0]}: no run has that")
-    runs = [run for run, names in named.items() if names.issuperset(args.only)]
     try:
+        named = {run: {run.cell, *run.cell.split("/"), run.system, f"seed {run.seed}"} for run in GRIDS[grid]()}
+        if unknown := set(args.only).difference(*named.values()):
+            parser.error(f"--only {sorted(unknown)[0]}: no run has that")
+        runs = [run for run, names in named.items() if names.issuperset(args.only)]
         run_all(runs, path, ray_engine if args.engine == "ray" else local_engine(args.jobs))
     except RuntimeError as error:
         parser.exit(2, f"reproduce.py: {error}\n")

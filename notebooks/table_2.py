@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -55,8 +54,9 @@ def measure(name: str, steps: int) -> dict[str, object]:
     """Train so long, with 10 evaluation episodes every 100 steps (at least once), and measure."""
     if name.endswith("full Jacobian"):
         om2p.exact_derivative = jacobian_derivative
-    om2p.tune_cpu(torch.device("cpu"))
-    dataset, env = data.collect("world", "expert", 100_000, progress=False), data.Behaviour("world").env
+    om2p.tune_cpu(benchmark.DEVICE)
+    dataset = data.collect("world", "expert", 100_000, progress=False).to(benchmark.DEVICE)
+    env = envs.make_env("world", dataset.prey, benchmark.DEVICE)
     agents = benchmark.make_agents(SYSTEMS[name], env.num_agents, (env.obs_dim, env.action_dim))
 
     def step() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
             continue
         command = [sys.executable, __file__, "--measure", name, "--steps", str(steps)]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        row["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        row["machine"] = benchmark.machine()
         figures = f"{row['seconds_per_10000_steps']:10.0f} s  {row['megabytes']:8.1f} MB  ({steps} steps)"
         print(f"{name:<28} {figures}", flush=True)
         rows.append(row)

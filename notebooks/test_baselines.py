@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import scipy.stats
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -63,19 +65,21 @@ def test_cloning_learns_the_conditional_mean():
 
 
 class Exact(torch.nn.Module):
-    """The noise in, or the velocity of, actions that are all `BEST`: what a perfect network would answer."""
+    """The noise in, or the velocity of, actions around `BEST`: what a perfect network would answer."""
 
     action_dim = 2
 
-    def __init__(self, kind: str, steps: int = 15) -> None:
+    def __init__(self, kind: str, steps: int = 15, spread: float = 0.0) -> None:
         super().__init__()
-        self.kind, self.steps = kind, steps
+        self.kind, self.steps, self.spread = kind, steps, spread
 
     def forward(self, obs, a_t, t):
         if self.kind == "velocity":
             return (BEST - a_t) / (1 - t)
         share = baselines.signal_share(self.steps)[(t * self.steps).round().long()]
-        return (a_t - share.sqrt() * BEST) / (1 - share).sqrt()
+        pull = share.sqrt() * self.spread**2 / (share * self.spread**2 + 1 - share)
+        action = BEST + pull * (a_t - share.sqrt() * BEST)  # its mean, given a_t
+        return (a_t - share.sqrt() * action) / (1 - share).sqrt()
 
 
 def test_perfect_networks_generate_the_data():
@@ -85,6 +89,13 @@ def test_perfect_networks_generate_the_data():
         assert torch.allclose(action, BEST.expand(64, 2), atol=1e-4)
     action = baselines.flow_action(Exact("velocity"), obs, torch.randn(64, 2, generator=g), 10)
     assert torch.allclose(action, BEST.expand(64, 2), atol=1e-5)
+
+
+def test_the_diffusion_keeps_most_of_a_small_spread():
+    g = torch.Generator().manual_seed(0)
+    action = baselines.diffusion_action(Exact("noise", 15, 0.1), torch.zeros(5000, 3), 15, g)
+    assert torch.allclose(action.mean(0), BEST, atol=0.01)
+    assert 0.06 < (action - action.mean(0)).std() < 0.11
 
 
 def test_the_diffusion_mixes_all_signal_into_noise():
@@ -144,7 +155,8 @@ def test_fql_may_choose_the_critics_best_of_several_actions():
 
 def test_options_of_others_are_refused(capsys):
     wrong = dict.fromkeys(("--eta 3", "--times ordered", "--preset paper"), "is of OM2P")
-    wrong |= dict.fromkeys(("--candidates 8", "--act-noise 0.5"), "has no effect with --algorithm bc")
+    idle = ("--candidates 8", "--act-noise 0.5", "--alpha 3", "--flow-steps 5", "--search-weight 1")
+    wrong |= dict.fromkeys(idle, "has no effect with --algorithm bc")
     for option, reason in wrong.items():
         argv = ["--algorithm", "bc", *option.split()]
         assert om2p.main(argv, baselines.BaselineConfig, baselines.make_agent, "baselines.py") == 2
@@ -195,6 +207,15 @@ def test_grids_have_the_right_runs_and_skip_what_is_done(tmp_path, monkeypatch):
     reproduce.run_all(runs[:5], path, engine)
     assert calls == runs[:5]
     assert len(reproduce.read(path)) == 10 and b"--seed 9" not in path.read_bytes()
+
+    def failing(todo):
+        for run in todo[:1]:
+            yield run, RuntimeError("nan in a loss")
+        yield from engine(todo[1:])
+
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed, the others are done; the first: nan in a loss"):
+        reproduce.run_all(runs[:7], path, failing)
+    assert calls == [*runs[:5], runs[6]] and len(reproduce.read(path)) == 12
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
@@ -291,15 +312,47 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
         drawn = [axes for axes in evidence.picture(name).axes if axes.has_data()]
         assert len(drawn) == {"table1": 4, "figure2": 2, "figure3": 4, "figure4": 2}[name]
     text = "\n".join(evidence.verdicts_table_1())
-    assert "World: highest average OM2P, recommended (127; OM2P 127)" in text
+    assert "World, 3 seeds: highest average OM2P, recommended (127; OM2P 127)" in text
     assert "OM2P over OMAR: x 1.19 (paper x 2.5)" in text  # 127 / 107
     assert text.count("best MA-FQL, OM2P 10 behind (its standard deviation is 1)") == 1
     assert text.count(": best OM2P, recommended") == 15 and "under BC" not in text
     two, three, four = (verdicts() for verdicts in evidence.VERDICTS.values())
-    assert two.count("    OM2P, paper: +0 +- 1, not told apart") == 1 and len(two) == 11
-    assert "    --delta-r 0.1 --derivative-dtype float64: +9 +- 1, above" in two
-    assert "    OM2P, paper, expert: -9 +- 1, below; best 0.1" in three and len(three) == 9
-    assert "    OM2P, recommended, only Q: -30 +- 1, below" in four and len(four) == 6
+    assert two.count("    OM2P, paper: +0 +- 0, not told apart (3 seeds)") == 1 and len(two) == 11
+    assert "    --delta-r 0.1 --derivative-dtype float64: +9 +- 0, above (3 seeds)" in two
+    assert "    OM2P, paper, expert: -9 +- 0, below (3 seeds); best 0.1" in three and len(three) == 9
+    assert "    OM2P, recommended, only Q: -30 +- 0, below (3 seeds)" in four and len(four) == 6
+    assert "    OM2P, paper, uniform times on medium-replay, medium: +0 +- 0, not told apart (3 seeds)" in four
+
+
+def test_differences_are_judged_seed_by_seed():
+    """With three seeds t must be beyond 4.30: 2, 3, 7 have a mean of 4 and t = 2.6; 2, 3, 4 have t = 5.2."""
+    assert evidence.T_95 == tuple(scipy.stats.t.ppf(0.975, range(1, 10)).round(2))
+    b = {1: 10.0, 2: 20.0, 3: 30.0, 9: 0.0}
+    assert evidence.above({3: 37.0, 1: 12.0, 2: 23.0}, b) == "+4 +- 2, not told apart (3 seeds)"
+    assert evidence.above({3: 34.0, 1: 12.0, 2: 23.0}, b) == "+3 +- 1, above (3 seeds)"
+    assert evidence.above({1: 8.0}, b) == "-2 (one seed)"
+    assert evidence.above({4: 8.0}, b) == "no seed in common"
+
+
+def test_table_1_says_what_it_has(tmp_path, monkeypatch):
+    """A verdict uses the seeds that all have; a system with two settings is refused; without files there is none."""
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    (tmp_path / "cells.csv").write_bytes((reproduce.RESULTS / "cells.csv").read_bytes())
+    assert "has not been run" in evidence.text_table_2()
+    rows = []
+    for system, quality in itertools.product(reproduce.SYSTEMS, om2p.QUALITIES):
+        for seed in (1, 2) if system == "om2p" else (1,):
+            row = {"cell": f"tag/{quality}", "system": system, "options": "", "seed": seed}
+            value = 50 if seed == 2 else 90 if system == "ma-fql" else 80
+            rows.append(row | {"command": f"{system} {seed}", "return": value, "last": 1})
+    reproduce.append(tmp_path / "table1.csv", rows)
+    text = "\n".join(evidence.verdicts_table_1())
+    assert "Predator-Prey, 1 seed: highest average MA-FQL (90; OM2P 80)" in text
+    assert "    expert: best MA-FQL, OM2P 10 behind; x" in text
+    assert "World: no verdict yet, not all run: BC, OMAR, MA-SfBC, MA-FQL, OM2P, paper, OM2P, recommended" in text
+    reproduce.append(tmp_path / "table1.csv", [rows[0] | {"options": "--alpha 3", "command": "other"}])
+    with pytest.raises(ValueError, match="two settings of bc on tag/medium-replay"):
+        evidence.table_1()
 
 
 def test_the_mean_of_two_modes_is_near_none():
@@ -321,6 +374,18 @@ def test_the_benchmark_counts_all_products():
     assert again.seen == products.seen and calls == 5
 
 
+@pytest.mark.parametrize("name", list(benchmark.SYSTEMS))
+def test_the_benchmark_replays_and_weighs_every_system(name):
+    agents, batch = benchmark.make_agents(benchmark.SYSTEMS[name] | {"hidden_dim": 8}, 2), benchmark.random_batch(16)
+    with benchmark.Products() as products:
+        benchmark.step(agents, batch)
+    products.replay()()
+    one, two = benchmark.training_bytes(agents[:1], batch), benchmark.training_bytes(agents, batch)
+    networks = [p for part in ("policy", "critics") for p in getattr(agents[1], part).parameters()]
+    own = 4 * sum(p.nbytes for p in networks)  # weights, targets, and Adam's two moments
+    assert own <= two - one <= 1.05 * own + 8192  # Adam's counters and the random stream come on top
+
+
 def test_the_benchmark_sees_the_peak_of_memory():
     def update() -> None:
         first = torch.zeros(1000)
@@ -335,7 +400,7 @@ def test_the_benchmark_sees_the_peak_of_memory():
 def test_the_benchmark_draws_every_part(tmp_path):
     systems = ["update, 1 thread", "its own products, 1 thread", "training memory"]
     figures = [f"{name}: {what}" for name in benchmark.SYSTEMS for what in systems]
-    ways = ("mean flow, 1 step", "flow, 10 steps", "diffusion, 15 steps")
+    ways = ("mean flow, 1 step", "mean flow, the critics' best of 8", "flow, 10 steps", "diffusion, 15 steps")
     figures += [f"{way}: {n} observations" for way in ways for n in (1, 10, 1000)]
     grown = benchmark.GROWTH.items()
     figures += [f"{v} {what}: {y}" for what, values in grown for v in values for y in ("update", "training memory")]
