@@ -5,8 +5,8 @@
 What the CSV has already is not run again.
 
 At every observation half of the data's actions lie around (0.6, 0.6), half around (-0.6, -0.6), with a standard
-deviation of 0.05; every reward is 1. A sample is near a mode if it is closer than 0.2 to it. The mean of the data is
-near none.
+deviation of 0.05; every reward is 1. A sample, one action from all the noise, is near a mode if it is closer than 0.2 to
+it. The mean of the data is near none. All but the paper's OM2P act with averaged networks.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SYSTEMS = {
     "OM2P, paper": {"preset": "paper"} | OWN,
     "OM2P, recommended": OWN,
     "OM2P, recommended, eta 10": OWN | {"eta": 10.0},  # as on Cooperative Navigation
-    "MA-FQL": {"algorithm": "ma-fql"},
-    "MA-SfBC": {"algorithm": "ma-sfbc"},
+    "MA-FQL": {"algorithm": "ma-fql", "act_with": "averaged"},
+    "MA-SfBC": {"algorithm": "ma-sfbc", "act_with": "averaged"},
 }
 
 
@@ -60,11 +60,11 @@ def samplers(name: str, agent: object, generator: torch.Generator) -> dict[int, 
         policy = agent.acting()[0]
         return {k: lambda obs, k=k: policy.act(obs, noise, steps=k) for k in (1, 2, 4, 8, 16)}
     if name == "MA-FQL":
-        flow, noise = agent.policy["flow"], torch.randn(5000, 2, generator=generator)
+        flow, noise = agent.target_policy["flow"], torch.randn(5000, 2, generator=generator)
         steps = {k: lambda obs, k=k: baselines.flow_action(flow, obs, noise, k) for k in (2, 4, 8, 16)}
         return {1: lambda obs: agent.act(obs, noise)} | steps
     # the diffusion was trained on a grid of 15 steps; one candidate each, since with equal Q any is as good
-    return {15: lambda obs: baselines.diffusion_action(agent.policy, obs, 15, generator)}
+    return {15: lambda obs: baselines.diffusion_action(agent.acting()[0], obs, 15, generator)}
 
 
 def measure(name: str, seed: int) -> list[dict[str, object]]:
