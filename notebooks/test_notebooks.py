@@ -61,7 +61,7 @@ ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader 
     },
     "06": {
         "return None": [
-            "return math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))",
+            "return statistics.stdev(x - y for x, y in zip(a, b)) / math.sqrt(len(a))",
             """ended = [row for row in rows if row["last"] == "1"]
     above = [row for row in ended if float(row["return"]) > data_returns[tuple(row["cell"].split("/"))]]
     return len(above) / len(ended)""",

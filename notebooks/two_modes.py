@@ -5,8 +5,8 @@
 What the CSV has already is not run again.
 
 At every observation half of the data's actions lie around (0.6, 0.6), half around (-0.6, -0.6), with a standard
-deviation of 0.05; every reward is 1. A sample, one action from all the noise, is near a mode if it is closer than 0.2 to
-it. The mean of the data is near none. All but the paper's OM2P act with averaged networks.
+deviation of 0.05; every reward is 1. A sample, one action from all the noise, is near a mode if it is closer than 0.2
+to it. The mean of the data is near none. All but the paper's OM2P act with averaged networks.
 """
 
 from __future__ import annotations
