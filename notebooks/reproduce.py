@@ -306,13 +306,13 @@ def two_by_two(name: str, values: str, other: str, others: str) -> list[str]:
 TUNED = {  # per system and task, or cell: all options of its own that are tried, those nearest to the data first
     "om2p": {
         "world": ["--eta 30", "--eta 100", "--eta 300", "--eta 1000"],
-        "world/expert": ["--eta 3", "--eta 10", "--eta 30", "--eta 100"],
+        "world/expert": ["--eta 10", "--eta 30", "--eta 100", "--eta 300"],
         "spread": ["--eta 10", "--eta 30", "--eta 100", "--eta 300"],
         "spread/expert": ["--eta 1", "--eta 3", "--eta 10", "--eta 30"],
         "halfcheetah": two_by_two("--eta", "0.01 0.1", "--act-noise", "0.5 1"),
     },
     "ma-fql": {
-        "world": ["--alpha 0.03", "--alpha 0.01", "--alpha 0.003", "--alpha 0.001"],
+        "world": ["--alpha 0.01", "--alpha 0.003", "--alpha 0.001", "--alpha 0.0003"],
         "world/expert": ["--alpha 0.1", "--alpha 0.03", "--alpha 0.01", "--alpha 0.003"],
         "spread": ["--alpha 0.03", "--alpha 0.01", "--alpha 0.003", "--alpha 0.001"],
         "spread/expert": ["--alpha 0.3", "--alpha 0.1", "--alpha 0.03", "--alpha 0.01"],

@@ -250,7 +250,7 @@ def test_the_recommended_settings_are_those_that_the_search_found():
 
 
 def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatch):
-    """MA-FQL, alpha 0.03 to 0.001: 81 is further from 100 than the standard error of 10, 91 is not."""
+    """MA-FQL, alpha 0.01 to 0.0003: 81 is further from 100 than the standard error of 10, 91 is not."""
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     runs = [run for run in reproduce.tuning() if (run.cell, run.system) == ("world/medium-expert", "ma-fql")]
     figures = {"return_std": 50.0, "episodes": 25, "last": 1}
@@ -260,7 +260,7 @@ def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatc
     with pytest.raises(RuntimeError, match="--tune"):
         reproduce.found("ma-fql", "tag/medium")
     reproduce.append(tmp_path / "tune.csv", rows[3:])
-    assert reproduce.found("ma-fql", "tag/medium") == ("--alpha", "0.01")
+    assert reproduce.found("ma-fql", "tag/medium") == ("--alpha", "0.003")
 
 
 def test_the_grid_runner_takes_whole_words(monkeypatch, capsys):
