@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from data import whole_file  # noqa: E402
-from om2p import QUALITIES, TABLE_3_ETA, TABLE_3_XI  # noqa: E402
+from om2p import QUALITIES, RECOMMENDED, TABLE_3_ETA, TABLE_3_XI  # noqa: E402
 
 RESULTS, DATA = HERE / "results", Path(os.environ.get("OM2P_DATA", HERE / "data"))
 ENVS = tuple(TABLE_3_ETA)
@@ -350,8 +350,12 @@ def tuning() -> list[Run]:
 
 @functools.cache
 def tuned(system: str, cell: str) -> tuple[str, ...]:
-    """The setting that the search found; nothing for OM2P, whose preset has it (`om2p.RECOMMENDED`)."""
-    return () if system not in TUNED or system == "om2p" else found(system, cell)
+    """The setting that the search found; OM2P's is said as well as built in, so that a run is known by it."""
+    if system == "om2p":
+        env, quality = cell.split("/")
+        eta, act_noise = RECOMMENDED[env][QUALITIES.index(quality)]
+        return ("--eta", f"{eta:g}", "--act-noise", f"{act_noise:g}")
+    return found(system, cell) if system in TUNED else ()
 
 
 def found(system: str, cell: str) -> tuple[str, ...]:
