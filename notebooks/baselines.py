@@ -378,7 +378,10 @@ class MACQL(Baseline):
 
 
 class OMAR(MACQL):
-    """MA-CQL whose policy is also pulled to the best action that a search among samples finds."""
+    """MA-CQL whose policy is also pulled to the best action that a search among samples finds.
+
+    Its release searches by elites on HalfCheetah, and elsewhere takes only uniform actions for the conservative term.
+    """
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """(1 - w) (-Q / mean |Q|) + w (squared distance from the searched action)."""
