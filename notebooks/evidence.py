@@ -270,7 +270,7 @@ def draw_figure_3(figure: Figure) -> None:
         axes.set_title(quality, fontsize=12)
         axes.label_outer()
     figure.axes[0].set_ylabel("return")
-    figure.axes[-1].legend(fontsize=9)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 def draw_figure_4(figure: Figure) -> None:
