@@ -46,8 +46,8 @@ ONLY_OM2P = (
     "derivative_dtype",
 )
 OPTIONS_OF = {  # which systems have an option of the baselines' own
-    "alpha": ("ma-fql", "ma-sfbc", "ma-cql", "omar"),
-    "candidates": ("ma-fql", "ma-sfbc"),
+    "alpha": tuple(ALPHA),
+    "candidates": tuple(CANDIDATES),
     "act_noise": ("ma-fql",),
     "flow_steps": ("ma-fql",),
     "diffusion_steps": ("ma-sfbc",),

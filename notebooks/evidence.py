@@ -182,9 +182,9 @@ def text_table_2() -> str:
     """Time and memory of every system, and their ratios to OM2P as published, beside the paper's ratios."""
     path = RESULTS / "table_2.csv"
     rows = {row["system"]: row for row in table(path)} if path.exists() else {}
-    lines = [f"{'':<28}{'seconds':>9}{'MB':>8}{'time / OM2P':>14}{'(paper)':>9}{'memory / OM2P':>15}{'(paper)':>9}"]
     if "om2p-paper" not in rows:
         return "Table 2: om2p-paper has not been run"
+    lines = [f"{'':<28}{'seconds':>9}{'MB':>8}{'time / OM2P':>14}{'(paper)':>9}{'memory / OM2P':>15}{'(paper)':>9}"]
     base, paper_base = rows["om2p-paper"], PAPER_TABLE_2["om2p-paper"]
     for name, row in rows.items():
         ours = [float(row[k]) for k in ("seconds_per_10000_steps", "megabytes")]

@@ -77,7 +77,11 @@ def measure(name: str, steps: int) -> dict[str, object]:
     if steps < 100:  # one evaluation stands for more steps than were made
         seconds -= evaluation * (1 - steps / 100)
     row = {"system": name, "steps": steps, "seconds": seconds}
-    return row | {"seconds_per_10000_steps": seconds * 10_000 / steps, "megabytes": memory / 1e6}
+    return row | {
+        "seconds_per_10000_steps": seconds * 10_000 / steps,
+        "megabytes": memory / 1e6,
+        "machine": benchmark.machine(),
+    }
 
 
 def main() -> None:
@@ -100,7 +104,6 @@ def main() -> None:
             continue
         command = [sys.executable, __file__, "--measure", name, "--steps", str(steps)]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        row["machine"] = benchmark.machine()
         figures = f"{row['seconds_per_10000_steps']:10.0f} s  {row['megabytes']:8.1f} MB  ({steps} steps)"
         print(f"{name:<28} {figures}", flush=True)
         rows.append(row)
