@@ -338,14 +338,17 @@ TUNED = {  # per system and task, or cell: all options of its own that are tried
 
 
 def tuning() -> list[Run]:
-    """As many settings of every system on three qualities of three tasks, with one seed that no table uses."""
-    cells = itertools.product(("world", "spread", "halfcheetah"), ("medium-expert", "medium-replay", "expert"))
-    return [
-        Run(system, f"{env}/{quality}", TUNE_SEED, ("--steps", TUNE_STEPS, *options.split()))
-        for env, quality in cells
-        for system, tried in TUNED.items()
-        for options in tried.get(f"{env}/{quality}") or tried[env]
-    ]
+    """As many settings of every system on three qualities of every task, with one seed that no table uses.
+
+    Predator-Prey and World, which have the same predators, try the same settings.
+    """
+    runs, qualities = [], ("medium-expert", "medium-replay", "expert")
+    for env, quality in itertools.product(("world", "spread", "halfcheetah", "tag"), qualities):
+        like = "world" if env == "tag" else env
+        for system, tried in TUNED.items():
+            for options in tried.get(f"{like}/{quality}") or tried[like]:
+                runs.append(Run(system, f"{env}/{quality}", TUNE_SEED, ("--steps", TUNE_STEPS, *options.split())))
+    return runs
 
 
 @functools.cache
@@ -361,11 +364,10 @@ def tuned(system: str, cell: str) -> tuple[str, ...]:
 def found(system: str, cell: str) -> tuple[str, ...]:
     """Of the settings in tune.csv within a standard error of the best return, the one nearest to the data.
 
-    The best of several that cannot be told apart is luck, and the setting is used elsewhere too: medium shares
-    medium-expert's, Predator-Prey shares World's. RuntimeError if not all were tried.
+    The best of several that cannot be told apart is luck, and medium shares medium-expert's setting. RuntimeError if
+    not all were tried.
     """
     env, quality = cell.split("/")
-    env = "world" if env == "tag" else env
     cell = f"{env}/{'medium-expert' if quality == 'medium' else quality}"
     last = {(row["cell"], row["command"]): row for row in read(RESULTS / "tune.csv") if row["last"] == "1"}
     tried = [(run, last.get(run.key)) for run in tuning() if (run.system, run.cell) == (system, cell)]

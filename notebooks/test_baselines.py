@@ -258,9 +258,9 @@ def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatc
     rows = [row | {"return": value} for row, value in zip(rows, (81, 91, 100, 95))]
     reproduce.append(tmp_path / "tune.csv", rows[:3])
     with pytest.raises(RuntimeError, match="--tune"):
-        reproduce.found("ma-fql", "tag/medium")
+        reproduce.found("ma-fql", "world/medium")
     reproduce.append(tmp_path / "tune.csv", rows[3:])
-    assert reproduce.found("ma-fql", "tag/medium") == ("--alpha", "0.003")
+    assert reproduce.found("ma-fql", "world/medium") == ("--alpha", "0.003")
 
 
 def test_the_grid_runner_takes_whole_words(monkeypatch, capsys):
