@@ -115,38 +115,46 @@ def text_table_1() -> str:
 
 
 def verdicts_table_1() -> list[str]:
-    """What the paper says of OM2P in Table 1, and whether it holds here, on the seeds that all cells of a task have."""
+    """How OM2P stands to every system that has run on a whole task: on average, and in each cell."""
     scores, data = table_1(), data_returns()
     lines = []
     for env in ENVS:
-        cells = [(q, s) for q in QUALITIES for s in SYSTEMS]
-        seeds = sorted(set.intersection(*(set(scores.get((env, *cell), {})) for cell in cells)))
-        if not seeds:
-            missing = [NAMES[s] for s in SYSTEMS if any((env, q, s) not in scores for q in QUALITIES)]
-            lines.append(f"{TASKS[env]}: no verdict yet, not all run: {', '.join(missing)}")
+        by_quality = {s: {q: scores.get((env, q, s), {}) for q in QUALITIES} for s in SYSTEMS}
+        averages = {s: average(returns, list(QUALITIES)) for s, returns in by_quality.items()}
+        if missing := [NAMES[s] for s in SYSTEMS if not averages[s]]:
+            lines.append(f"{TASKS[env]}: not all four kinds of data run yet: {', '.join(missing)}")
+        if not averages["om2p"]:
             continue
-        common = {cell: {seed: scores[env, *cell][seed] for seed in seeds} for cell in cells}
-        mean = {cell: statistics.mean(by_seed.values()) for cell, by_seed in common.items()}
-        average = {s: statistics.mean(mean[q, s] for q in QUALITIES) for s in SYSTEMS}
-        best = max(average, key=average.get)
-        ratio, paper = average["om2p"] / average["omar"], sum(PAPER[env]["om2p"]) / sum(PAPER[env]["omar"])
-        lines.append(f"{TASKS[env]}, {len(seeds)} seed{'s' * (len(seeds) > 1)}: highest average {NAMES[best]}")
-        lines[-1] += f" ({average[best]:.0f}; OM2P {average['om2p']:.0f})"
-        lines.append(f"    OM2P over OMAR: x {ratio:.2f} (paper x {paper:.1f})")
-        lines += [verdict_cell(env, quality, common, data[env, quality]) for quality in QUALITIES]
+        ran = [s for s in SYSTEMS if averages[s]]
+        lines.append(f"{TASKS[env]}: average of OM2P, recommended, minus that of")
+        lines += [verdict_average(env, s, averages["om2p"], averages[s]) for s in ran if s != "om2p"]
+        lines += [verdict_cell(env, q, {s: by_quality[s][q] for s in ran}, data[env, q]) for q in QUALITIES]
     return lines
 
 
-def verdict_cell(env: str, quality: str, scores: dict[tuple[str, str], BySeed], data: float) -> str:
+def verdict_average(env: str, system: str, ours: BySeed, theirs: BySeed) -> str:
+    """OM2P's average over the kinds of data beside that of another system, and their ratio beside the paper's."""
+    text = f"    {NAMES[system]}: {above(ours, theirs)}"
+    if system in PAPER[env] and (seeds := ours.keys() & theirs.keys()):
+        ratio = sum(ours[seed] for seed in seeds) / sum(theirs[seed] for seed in seeds)
+        text += f"; x {ratio:.2f} (paper x {sum(PAPER[env]['om2p']) / sum(PAPER[env][system]):.2f})"
+    return text
+
+
+def verdict_cell(env: str, quality: str, scores: dict[str, BySeed], data: float) -> str:
     """The best system of one cell, how OM2P stands to it and to cloning, and to the data where the paper says so."""
-    mean = {system: statistics.mean(scores[quality, system].values()) for system in SYSTEMS}
-    top = max(SYSTEMS, key=mean.get)
-    text = f"    {quality}: best {NAMES[top]}"
+    seeds = set.intersection(*(set(by_seed) for by_seed in scores.values()))
+    if not seeds:
+        return f"  {quality}: no seed in common"
+    common = {system: {seed: by_seed[seed] for seed in seeds} for system, by_seed in scores.items()}
+    mean = {system: statistics.mean(by_seed.values()) for system, by_seed in common.items()}
+    top = max(mean, key=mean.get)
+    text = f"  {quality}: best {NAMES[top]}"
     if top != "om2p":
-        spread = mean_and_spread(scores[quality, top])[1]
+        spread = mean_and_spread(common[top])[1]
         text += f", OM2P {mean[top] - mean['om2p']:.0f} behind"
         text += f" (its standard deviation is {spread:.0f})" if spread else ""
-    text += ", under BC" if mean["om2p"] < mean["bc"] else ""
+    text += ", under BC" if mean["om2p"] < mean.get("bc", float("-inf")) else ""
     if (env, quality) in OVER_DATA:
         text += f"; x {mean['om2p'] / data:.2f} of the data (paper x {OVER_DATA[env, quality]})"
     return text

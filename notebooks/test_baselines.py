@@ -312,8 +312,8 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
         drawn = [axes for axes in evidence.picture(name).axes if axes.has_data()]
         assert len(drawn) == {"table1": 4, "figure2": 2, "figure3": 4, "figure4": 2}[name]
     text = "\n".join(evidence.verdicts_table_1())
-    assert "World, 3 seeds: highest average OM2P, recommended (127; OM2P 127)" in text
-    assert "OM2P over OMAR: x 1.19 (paper x 2.5)" in text  # 127 / 107
+    assert text.count("    MA-FQL: +5 +- 0, above (3 seeds); x 1.04 (paper x 1.09)") == 1  # World: 127 / 122
+    assert text.count("    OMAR: +20 +- 0, above (3 seeds); x 1.19") == 4  # 127 / 107
     assert text.count("best MA-FQL, OM2P 10 behind (its standard deviation is 1)") == 1
     assert text.count(": best OM2P, recommended") == 15 and "under BC" not in text
     two, three, four = (verdicts() for verdicts in evidence.VERDICTS.values())
@@ -335,21 +335,23 @@ def test_differences_are_judged_seed_by_seed():
 
 
 def test_table_1_says_what_it_has(tmp_path, monkeypatch):
-    """A verdict uses the seeds that all have; a system with two settings is refused; without files there is none."""
+    """A verdict uses the seeds that both have; a system with two settings is refused; without files there is none."""
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
     (tmp_path / "cells.csv").write_bytes((reproduce.RESULTS / "cells.csv").read_bytes())
     assert "has not been run" in evidence.text_table_2()
     rows = []
-    for system, quality in itertools.product(reproduce.SYSTEMS, om2p.QUALITIES):
+    for system, quality in itertools.product(("bc", "ma-fql", "om2p"), om2p.QUALITIES):
         for seed in (1, 2) if system == "om2p" else (1,):
             row = {"cell": f"tag/{quality}", "system": system, "options": "", "seed": seed}
             value = 50 if seed == 2 else 90 if system == "ma-fql" else 80
             rows.append(row | {"command": f"{system} {seed}", "return": value, "last": 1})
     reproduce.append(tmp_path / "table1.csv", rows)
     text = "\n".join(evidence.verdicts_table_1())
-    assert "Predator-Prey, 1 seed: highest average MA-FQL (90; OM2P 80)" in text
-    assert "    expert: best MA-FQL, OM2P 10 behind; x" in text
-    assert "World: no verdict yet, not all run: BC, OMAR, MA-SfBC, MA-FQL, OM2P, paper, OM2P, recommended" in text
+    assert "Predator-Prey: not all four kinds of data run yet: OMAR, MA-SfBC, OM2P, paper" in text
+    assert "    BC: +0 (one seed)\n    MA-FQL: -10 (one seed); x 0.89 (paper x 1.04)" in text
+    assert "  expert: best MA-FQL, OM2P 10 behind; x" in text
+    assert "World: not all four kinds of data run yet: BC, OMAR, MA-SfBC, MA-FQL, OM2P, paper, OM2P, rec" in text
+    assert "World: average" not in text
     reproduce.append(tmp_path / "table1.csv", [rows[0] | {"options": "--alpha 3", "command": "other"}])
     with pytest.raises(ValueError, match="two settings of bc on tag/medium-replay"):
         evidence.table_1()
