@@ -307,6 +307,7 @@ TUNED = {  # per system and task, or cell: all options of its own that are tried
     "om2p": {
         "world": ["--eta 30", "--eta 100", "--eta 300", "--eta 1000"],
         "world/expert": ["--eta 10", "--eta 30", "--eta 100", "--eta 300"],
+        "tag/expert": ["--eta 3", "--eta 10", "--eta 30", "--eta 100"],
         "spread": ["--eta 10", "--eta 30", "--eta 100", "--eta 300"],
         "spread/expert": ["--eta 1", "--eta 3", "--eta 10", "--eta 30"],
         "halfcheetah": two_by_two("--eta", "0.01 0.1", "--act-noise", "0.5 1"),
@@ -340,13 +341,14 @@ TUNED = {  # per system and task, or cell: all options of its own that are tried
 def tuning() -> list[Run]:
     """As many settings of every system on three qualities of every task, with one seed that no table uses.
 
-    Predator-Prey and World, which have the same predators, try the same settings.
+    Predator-Prey, whose predators are World's, tries World's settings where it has none of its own.
     """
     runs, qualities = [], ("medium-expert", "medium-replay", "expert")
     for env, quality in itertools.product(("world", "spread", "halfcheetah", "tag"), qualities):
         like = "world" if env == "tag" else env
         for system, tried in TUNED.items():
-            for options in tried.get(f"{like}/{quality}") or tried[like]:
+            names = (f"{env}/{quality}", f"{like}/{quality}", like)
+            for options in next(tried[name] for name in names if name in tried):
                 runs.append(Run(system, f"{env}/{quality}", TUNE_SEED, ("--steps", TUNE_STEPS, *options.split())))
     return runs
 
