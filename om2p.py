@@ -77,7 +77,7 @@ PRESETS = {
     },
 }
 RECOMMENDED = {  # eta on normalised Q, and act_noise, from the search in notebooks/results/tune.csv
-    "tag": ((300.0, 1.0), (30.0, 1.0), (30.0, 1.0), (100.0, 1.0)),  # shares world's
+    "tag": ((30.0, 1.0), (100.0, 1.0), (100.0, 1.0), (10.0, 1.0)),
     "world": ((300.0, 1.0), (30.0, 1.0), (30.0, 1.0), (100.0, 1.0)),
     "spread": ((30.0, 1.0), (10.0, 1.0), (10.0, 1.0), (1.0, 1.0)),
     "halfcheetah": ((0.01, 0.5), (0.01, 0.5), (0.01, 0.5), (0.01, 0.5)),
