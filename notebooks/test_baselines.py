@@ -314,6 +314,7 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
     text = "\n".join(evidence.verdicts_table_1())
     assert text.count("    MA-FQL: +5 +- 0, above (3 seeds); x 1.04 (paper x 1.09)") == 1  # World: 127 / 122
     assert text.count("    OMAR: +20 +- 0, above (3 seeds); x 1.19") == 4  # 127 / 107
+    assert text.count("x 1.19 (paper x 2.47)") == 1
     assert text.count("best MA-FQL, OM2P 10 behind (its standard deviation is 1)") == 1
     assert text.count(": best OM2P, recommended") == 15 and "under BC" not in text
     two, three, four = (verdicts() for verdicts in evidence.VERDICTS.values())
