@@ -380,16 +380,16 @@ class Recipe:
     gamma: float = 0.95
     rho: float = 0.01
     reward_scale: float = 0.1
-    minutes: int = 1  # about what it takes to reach medium on one core
 
 
 RECIPES = {  # seeds: of ten, those whose three predators all stay close to the prey
     "world": Recipe(16_000, 160_000, 43.3, 79.5, seed=7),
     "tag": Recipe(24_000, 160_000, 88.7, 185.6, seed=8),
     "spread": Recipe(0, 480_000, 259.9, 516.8, seed=0),
-    "halfcheetah": Recipe(0, 480_000, 1850, 3700, 1, 4, 2, 4000, 256, 256, 3e-4, 0.99, 0.005, 1.0, 8),
+    "halfcheetah": Recipe(0, 480_000, 1850, 3700, 1, 4, 2, 4000, 256, 256, 3e-4, 0.99, 0.005, 1.0),
 }
 NOISE = 0.1
+REPLAY = 8  # policies, evenly spaced on the way to medium, that play medium-replay data
 
 
 class Replay:
@@ -445,12 +445,11 @@ def train_td3(
     steps: int,
     seed: int,
     check: Callable[[int, TD3], bool] = lambda step, team: False,
-) -> tuple[list[TD3], Replay]:
+) -> list[TD3]:
     """Train the team, and the prey where `env` has none of its own, until `check(steps, team)` or for `steps` steps.
 
     Several episodes run side by side, with updates of each side after each batched step; `steps` counts single
-    environment steps, and `check` is called after each round of episodes. Returns the learners (team first) and all
-    that they saw.
+    environment steps, and `check` is called after each round of episodes. Returns the learners, team first.
     """
     generator = torch.Generator().manual_seed(seed)
     N, state_dim = env.num_agents, env.state_dim or env.num_agents * env.obs_dim
@@ -470,7 +469,7 @@ def train_td3(
                     side.update(replay.sample(k, rows, recipe.reward_scale), generator)
         if check(replay.size, sides[0]):
             break
-    return sides, replay
+    return sides
 
 
 @torch.no_grad()
@@ -505,56 +504,55 @@ def random_actions(env: Env, seed: int = 0) -> Callable[[Tensor], Tensor]:
     return lambda obs: torch.rand(*obs.shape[:2], env.action_dim, generator=generator) * 2 - 1
 
 
-def train_team(env: Env, recipe: Recipe, until: float, check: Callable[[int, float, TD3], None]) -> tuple[TD3, Replay]:
-    """Train a fresh team, against the fixed prey of `env` if it has one, until its mean return reaches `until`.
+def train_team(env: Env, recipe: Recipe) -> tuple[dict[str, StackedMLP], dict[str, Any]]:
+    """Train a fresh team, against the fixed prey of `env` if it has one, until it is expert.
 
-    `check(steps, mean_return, team)` is called after every round of episodes. Raises ValueError if it never does.
+    Returns its policies "medium" and "expert", the first at the returns of the recipe, and "replay_0", "replay_1", ...,
+    those that explored on the way to medium; with what `Behaviour.meta` says of them. ValueError if it stays below.
     """
-    returns = []
+    kept: dict[str, StackedMLP] = {}
+    meta: dict[str, Any] = {}
+    on_the_way: list[StackedMLP] = []
 
-    def measure(step: int, team: TD3) -> bool:
-        returns.append(mean_return(team.target_act, env))
-        check(step, returns[-1], team)
-        return returns[-1] >= until
+    def keep(step: int, team: TD3) -> bool:
+        value = mean_return(team.target_act, env)
+        print(f"{step:>8,} steps  return {value:7.1f}", flush=True)
+        if "medium" not in kept:
+            on_the_way.append(copy.deepcopy(team.actors))
+        for quality, level in (("medium", recipe.medium_return), ("expert", recipe.expert_return)):
+            if value >= level and quality not in kept:
+                kept[quality] = copy.deepcopy(team.target_actors)
+                meta.update({f"{quality}_return": value, f"{quality}_steps": step})
+        return "expert" in kept
 
-    (team, *_), replay = train_td3(env, recipe, recipe.steps, recipe.seed + 1, measure)
-    if returns[-1] < until:
-        raise ValueError(
-            f"the team reached {max(returns):.1f} of {until:.1f} in {recipe.steps} steps: try another seed"
-        )
-    return team, replay
+    train_td3(env, recipe, recipe.steps, recipe.seed + 1, keep)
+    if "expert" not in kept:
+        raise ValueError(f"no return of {recipe.expert_return:g} in {recipe.steps:,} steps: try another seed")
+    middles = [(2 * k + 1) * len(on_the_way) // (2 * REPLAY) for k in range(REPLAY)]
+    return kept | {f"replay_{k}": on_the_way[i] for k, i in enumerate(middles)}, meta
 
 
 def train_behaviour(env_name: str, seed: int | None = None) -> dict[str, np.ndarray]:
-    """Train prey, medium and expert of one env as its recipe says; returns the arrays of `behaviour.npz`.
+    """Train prey and team of one env as its recipe says; returns the arrays of `behaviour.npz`.
 
     The team of a public data set does not face a prey at its best: a prey that trained to the end is caught too seldom
-    for the published returns. So the prey is frozen young, and a fresh team is trained against it from scratch; its
-    first checkpoints at the published medium and expert returns are kept.
+    for the published returns. So the prey is frozen young, and a fresh team is trained against it from scratch.
     """
     recipe = RECIPES[env_name] if seed is None else replace(RECIPES[env_name], seed=seed)
     env = make_env(env_name)
     if env.has_prey:
         print(f"training team and prey together for {recipe.prey_age:,} steps; the prey is then frozen", flush=True)
-        (_, prey), _ = train_td3(env, recipe, recipe.prey_age, recipe.seed)
+        _, prey = train_td3(env, recipe, recipe.prey_age, recipe.seed)
         env = make_env(env_name, prey.act.layers(0))
-    kept: dict[str, tuple[float, int, StackedMLP]] = {}
-
-    def keep(step: int, value: float, team: TD3) -> None:
-        print(f"{step:>8,} steps  return {value:7.1f}", flush=True)
-        for quality, level in (("medium", recipe.medium_return), ("expert", recipe.expert_return)):
-            if value >= level and quality not in kept:
-                kept[quality] = (value, step, copy.deepcopy(team.target_actors))
-
-    train_team(env, recipe, recipe.expert_return, keep)
-    meta = {"seed": recipe.seed, "random_return": mean_return(random_actions(env), env)}
-    for quality, (value, step, _) in kept.items():
-        meta |= {f"{quality}_return": value, f"{quality}_steps": step}
+    policies, meta = train_team(env, recipe)
+    meta |= {"seed": recipe.seed, "random_return": mean_return(random_actions(env), env)}
     arrays = {f"{env_name}/meta": np.array(json.dumps(meta))}
-    policies = {quality: _stacked_layers(actors) for quality, (*_, actors) in kept.items()}
-    for name, layers in (policies | {"prey": env.prey or []}).items():
-        for k, (weight, bias) in enumerate(layers):
-            arrays |= {f"{env_name}/{name}/weight_{k}": weight.numpy(), f"{env_name}/{name}/bias_{k}": bias.numpy()}
+    layers = {name: _stacked_layers(actors) for name, actors in policies.items()}
+    for name, pairs in (layers | {"prey": env.prey or []}).items():
+        dtype = np.float16 if name.startswith("replay") else np.float32  # they explore with noise, so half will do
+        for k, pair in enumerate(pairs):
+            for part, values in zip(("weight", "bias"), pair):
+                arrays[f"{env_name}/{name}/{part}_{k}"] = values.numpy().astype(dtype)
     return arrays
 
 
@@ -563,23 +561,25 @@ def _stacked_layers(actors: StackedMLP) -> list[tuple[Tensor, Tensor]]:
 
 
 class Behaviour:
-    """The shipped policies of one env: its prey, its medium and expert teams, their reference returns."""
+    """The shipped policies of one env: its prey, its teams (see `train_team`), their reference returns."""
 
     def __init__(self, env_name: str, path: str | Path = BEHAVIOUR_FILE) -> None:
-        arrays = read_npz(path)
+        arrays = read_npz(path, f"{env_name}/.*")
         if f"{env_name}/meta" not in arrays:
             raise ValueError(f"{path} has no policies for {env_name}: run python data.py train --env {env_name}")
         self.meta = json.loads(str(arrays[f"{env_name}/meta"]))
-        self._arrays = {k.removeprefix(f"{env_name}/"): torch.from_numpy(v) for k, v in arrays.items() if v.ndim}
+        self._arrays = {
+            k.removeprefix(f"{env_name}/"): torch.from_numpy(v).float() for k, v in arrays.items() if v.ndim
+        }
         self.env = make_env(env_name, self._layers("prey") or None)
 
     def _layers(self, name: str) -> list[tuple[Tensor, Tensor]]:
         count = sum(key.startswith(f"{name}/weight_") for key in self._arrays)
         return [(self._arrays[f"{name}/weight_{k}"], self._arrays[f"{name}/bias_{k}"]) for k in range(count)]
 
-    def policy(self, quality: str) -> BehaviourPolicy:
-        """The shipped team, "medium" or "expert"."""
-        layers = self._layers(quality)
+    def policy(self, name: str) -> BehaviourPolicy:
+        """The team "medium" or "expert", or one that explored on the way to medium, "replay_0" to "replay_7"."""
+        layers = self._layers(name)
         copies, _, width = layers[0][0].shape
         actors = StackedMLP(copies, self.env.obs_dim, *[width] * (len(layers) - 1), self.env.action_dim)
         for (weight, bias), w, b in zip(layers, actors.weights, actors.biases):
@@ -601,46 +601,58 @@ def collect(
     """Make a data set with the shipped policies; `noise` is the standard deviation of their exploration.
 
     `medium-expert` is 90% medium and 10% expert (99.9% and 0.1% for HalfCheetah). `medium-replay` is what a training
-    run sees until it is medium: it repeats the training that made the shipped medium policy, and is as long as that (at
-    most `transitions`).
+    run sees until it is medium: as long as that (at most `transitions`), played by random actions for as long as it
+    began with, then by policies on its way. The run itself, repeated, would go another way on every processor.
     """
+    from tqdm import tqdm
+
     behaviour = Behaviour(env_name)
     share = 1000 if env_name == "halfcheetah" else 10
     expert = {"expert": transitions, "medium-expert": transitions // share}.get(quality, 0)
-    parts = [("medium", transitions - expert), ("expert", expert)]
+    parts = {"medium": transitions - expert, "expert": expert}
     if quality == "medium-replay":
-        seed, noise = behaviour.meta["seed"], NOISE  # those of the recorded training, whatever was asked for
-        arrays, returns = _replay(behaviour, transitions, progress)
-    else:
-        pieces = [_roll(behaviour, q, n, seed + k, noise, progress) for k, (q, n) in enumerate(parts) if n]
-        arrays = [torch.cat(x) if len(x) > 1 else x[0] for x in zip(*(p[0] for p in pieces))]
-        returns = torch.cat([p[1] for p in pieces])
+        parts = _replay_parts(behaviour, transitions)
+    size = sum(parts.values())
+    with tqdm(total=size, unit="transition", unit_scale=True, disable=None if progress else True) as bar:
+        pieces = [_roll(behaviour, name, n, seed + k, noise, bar) for k, (name, n) in enumerate(parts.items()) if n]
+    arrays = [torch.cat(x) if len(x) > 1 else x[0] for x in zip(*(p[0] for p in pieces))]
+    returns = torch.cat([p[1] for p in pieces])
     meta = {"env": env_name, "quality": quality, "seed": seed, "noise": noise}
     meta |= {"episode_steps": behaviour.env.episode_steps, "mean_return": returns.mean().item()}
     meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
     return Dataset(*arrays, meta, behaviour.env.prey)
 
 
+def _replay_parts(behaviour: Behaviour, transitions: int) -> dict[str, int]:
+    """How many transitions, in whole episodes, each policy plays of what a training saw until it was medium."""
+    T, total = behaviour.env.episode_steps, behaviour.meta["medium_steps"]
+    start = min(RECIPES[behaviour.env.name].warm_up, total)
+    ends = [start + (total - start) * k // REPLAY // T * T for k in range(REPLAY + 1)]
+    ends = [min(end, transitions) for end in ends]
+    names = ["random", *(f"replay_{k}" for k in range(REPLAY))]
+    return {name: end - begin for name, begin, end in zip(names, [0, *ends], ends)}
+
+
 @torch.no_grad()
 def _roll(
-    behaviour: Behaviour, quality: str, transitions: int, seed: int, noise: float, progress: bool
+    behaviour: Behaviour, policy: str, transitions: int, seed: int, noise: float, bar: Any
 ) -> tuple[list[Tensor], Tensor]:
     """Arrays of `transitions` steps of one policy, whole episodes in order, and the return of every whole episode."""
-    from tqdm import tqdm
-
-    env, policy, T = behaviour.env, behaviour.policy(quality), behaviour.env.episode_steps
+    env, T = behaviour.env, behaviour.env.episode_steps
     generator = torch.Generator().manual_seed(seed)
+    act = random_actions(env, seed)
+    if policy != "random":
+        act = functools.partial(behaviour.policy(policy), noise=noise, generator=generator)
     episodes = -(-transitions // T)
     N, O, A = env.num_agents, env.obs_dim, env.action_dim
     arrays = [torch.empty(episodes, T, N, *last) for last in ((O,), (A,), (), (O,), ())]
-    with tqdm(total=transitions, unit="transition", unit_scale=True, disable=None if progress else True) as bar:
-        for start in range(0, episodes, 1000):
-            count = min(1000, episodes - start)
-            steps = rollout(lambda obs: policy(obs, noise, generator), env, count, generator)
-            for k, step in enumerate(steps):
-                for array, value in zip(arrays, step):
-                    array[start : start + count, k] = value
-            bar.update(count * T)
+    for start in range(0, episodes, 1000):
+        count = min(1000, episodes - start)
+        steps = rollout(act, env, count, generator)
+        for k, step in enumerate(steps):
+            for array, value in zip(arrays, step):
+                array[start : start + count, k] = value
+        bar.update(count * T)
     returns = arrays[2].mean(2).sum(1)
     return [x.flatten(0, 1)[:transitions] for x in arrays], returns
 
@@ -691,35 +703,6 @@ def _own_actions(policy: str, env: Env, noise: float, generator: torch.Generator
     return act
 
 
-def _replay(behaviour: Behaviour, transitions: int, progress: bool) -> tuple[list[Tensor], Tensor]:
-    """The replay buffer of a training run until its team is medium."""
-    from tqdm import tqdm
-
-    env, recipe = behaviour.env, replace(RECIPES[behaviour.env.name], seed=behaviour.meta["seed"])
-    length = behaviour.meta.get("medium_steps")
-    with tqdm(total=length, unit="step", unit_scale=True, disable=None if progress else True) as bar:
-
-        def show(step: int, value: float, team: TD3) -> None:
-            bar.update(step - bar.n)
-            bar.set_postfix({"return": f"{value:.1f}"})
-
-        _, replay = train_team(env, recipe, recipe.medium_return, show)
-    return in_episodes(replay, env.episode_steps, recipe.worlds, min(replay.size, transitions))
-
-
-def in_episodes(replay: Replay, episode_steps: int, worlds: int, size: int) -> tuple[list[Tensor], Tensor]:
-    """The team's first `size` transitions, episode by episode, and the return of every episode that has any of them.
-
-    A replay buffer holds `worlds` episodes side by side: step by step, not episode by episode.
-    """
-    order = torch.arange(replay.size).view(-1, episode_steps, worlds).transpose(1, 2).flatten()
-    side = {name: x[order[:size]] for name, x in replay.sides[0].items()}
-    rewards = replay.sides[0]["rewards"][order].mean(1).view(-1, episode_steps)
-    returns = rewards[: -(-size // episode_steps)].sum(1)
-    terminals = torch.zeros_like(side["rewards"])
-    return [side["obs"], side["actions"], side["rewards"], side["next_obs"], terminals], returns
-
-
 def load_or_make(
     path: str | Path, env_name: str, quality: str | None = None, prey: str | Path | None = None
 ) -> Dataset:
@@ -759,16 +742,14 @@ def make(
         raise ValueError(f"{path}: the name of a data file ends in .npz")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
-    if (free := shutil.disk_usage(path.parent).free) < size and quality != "medium-replay":
+    if quality == "medium-replay":
+        size = min(size, size // transitions * Behaviour(env_name).meta["medium_steps"])
+    if (free := shutil.disk_usage(path.parent).free) < size:
         raise ValueError(f"{path} will take {size / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there")
     how = "played by the shipped policies"
-    if quality == "medium-replay":
-        minutes = RECIPES[env_name].minutes
-        how = f"by training until medium, about {minutes} minute{'s' * (minutes > 1)} on one core"
     if quality == CUSTOM:
         how = f"played by {policy or 'uniformly random actions'}"
-    most = "at most " if quality == "medium-replay" else ""
-    what = f"{quality} data of {env_name}, {how}, {most}{size / 1e6:.0f} MB"
+    what = f"{quality} data of {env_name}, {how}, {size / 1e6:.0f} MB"
     print(f"making {path}: {what} (use your own with --data FILE)", flush=True)
     if quality == CUSTOM:
         dataset = collect_own(env_name, transitions, seed, noise, policy)

@@ -947,17 +947,38 @@ def test_shipped_policies_reach_their_recorded_and_the_published_returns(name):
         assert abs(value - published[quality]) < 0.1 * span
 
 
-def test_medium_replay_is_a_training_run_until_a_return():
-    """With a low bar, to be quick: whole episodes in order, and a team that has just reached the bar."""
-    behaviour, seen = data.Behaviour("world"), []
-    recipe = dataclasses.replace(data.RECIPES["world"], seed=behaviour.meta["seed"])
-    team, replay = data.train_team(behaviour.env, recipe, 0.0, lambda step, value, team: seen.append((step, value)))
-    assert replay.size == seen[-1][0] and seen[-1][1] >= 0.0 > max(value for _, value in seen[:-1])
-    assert data.mean_return(team.target_act, behaviour.env) == pytest.approx(seen[-1][1])
-    arrays, returns = data.in_episodes(replay, 25, recipe.worlds, replay.size)
-    obs, next_obs = (arrays[k].view(-1, 25, 3, 24) for k in (0, 3))
-    assert torch.equal(next_obs[:, :-1], obs[:, 1:])
-    assert len(returns) == replay.size // 25
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_medium_replay_goes_from_random_to_medium(name):
+    """Whole episodes in order, as long as the training was; their returns rise from random to almost medium."""
+    made, meta = data.collect(name, "medium-replay", progress=False), data.Behaviour(name).meta
+    assert len(made) == meta["medium_steps"] and torch.equal(made.next_observations[:24], made.observations[1:25])
+    returns = made.rewards.mean(1).view(-1, 25).sum(1)
+    assert returns.mean().item() == pytest.approx(made.meta["mean_return"])
+    span, last = meta["medium_return"] - meta["random_return"], returns[-len(returns) // data.REPLAY :].mean()
+    assert abs(returns[:64].mean() - meta["random_return"]) < 0.25 * span, "the first 1,600 steps are random"
+    assert meta["random_return"] + 0.5 * span < last < meta["medium_return"] + 0.25 * span
+    few = data.collect(name, "medium-replay", 3000, noise=0.0, progress=False)
+    assert len(few) == 3000 and torch.equal(few.actions[:1600], made.actions[:1600])
+
+
+def test_training_the_shipped_policies(tmp_path, monkeypatch, capsys):
+    """With a low bar, to be quick: what is written is what the training measured; a bar out of reach leaves nothing."""
+    low = dataclasses.replace(data.RECIPES["world"], prey_age=800, medium_return=-math.inf, expert_return=-math.inf)
+    monkeypatch.setitem(data.RECIPES, "world", low)
+    out = tmp_path / "behaviour.npz"
+    assert data.main(["train", "--env", "world", "--out", str(out)]) == 0
+    behaviour = data.Behaviour("world", out)
+    assert behaviour.meta["medium_steps"] == 800
+    for quality in ("medium", "expert"):
+        value = data.mean_return(behaviour.policy(quality), behaviour.env)
+        assert value == pytest.approx(behaviour.meta[f"{quality}_return"], rel=1e-5)
+    obs = behaviour.env.reset(8, torch.Generator().manual_seed(0))
+    last = behaviour.policy(f"replay_{data.REPLAY - 1}")(obs)
+    assert last.shape == (8, 3, 2) and not torch.equal(last, behaviour.policy("medium")(obs))
+    monkeypatch.setitem(data.RECIPES, "world", dataclasses.replace(low, expert_return=math.inf, steps=800))
+    capsys.readouterr()
+    assert data.main(["train", "--env", "world", "--out", str(tmp_path / "none.npz")]) == 2
+    assert "try another seed" in capsys.readouterr().err and list(tmp_path.iterdir()) == [out]
 
 
 def spoil(path: Path, out: Path, **changes) -> Path:
@@ -1273,11 +1294,9 @@ def test_the_command_line_from_an_empty_folder(tmp_path, expert):
     ],
 )
 def test_cells_of_table_1_make_the_data_they_lack(name, quality, tmp_path, monkeypatch, capsys):
-    """A quick subset of what notebooks/cells.py runs in full: little data, few steps, a low bar for medium."""
+    """A quick subset of what notebooks/cells.py runs in full: little data, few steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "TRANSITIONS", 2000)
-    quick = {"medium_return": -math.inf, "updates": 1 if name != "halfcheetah" else 0}
-    monkeypatch.setitem(data.RECIPES, name, dataclasses.replace(data.RECIPES[name], **quick))
     if quality == "medium-replay":
         monkeypatch.setattr(envs, "save_gif", lambda agents, env, path, seed: path.touch())
     file = f"{name}-{quality}.npz"
@@ -1285,10 +1304,8 @@ def test_cells_of_table_1_make_the_data_they_lack(name, quality, tmp_path, monke
     assert om2p.main(["--env", name, "--data", file, *options]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(f"making {file}: {quality} data of {name}") and "MB" in first
-    assert ("minute" in first) == (quality == "medium-replay")
     made = data.Dataset.load(file, name)
-    assert len(made) == (2000 if quality != "medium-replay" or name == "halfcheetah" else 800)
-    assert made.meta["quality"] == quality
+    assert len(made) == 2000 and made.meta["quality"] == quality
     assert Path(f"runs/{name}-{quality}-seed0/rollout.gif").exists()
     assert om2p.main(["--env", "world" if name != "world" else "tag", "--data", file]) == 2
     assert f"holds data of {name}" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Trains every cell of the paper's Table 1 for 500 steps, each from an empty folder with one command.
 
-    python notebooks/cells.py            # all 16, half an hour on 2 cores, of which HalfCheetah's replay takes a third
+    python notebooks/cells.py            # all 16, about 20 minutes on 2 cores
     python notebooks/cells.py tag/expert halfcheetah/medium
 
 Prints a line per cell and writes `results/cells.csv` as it goes; a cell that stands there is skipped, so that it can be
