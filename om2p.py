@@ -160,6 +160,8 @@ class Config:
                 raise ValueError("--velocity own needs rows with r = t: set --times ordered, --equal-share above 0")
             fill["velocity"] = "sampled"
         idle = {"equal_share": "coupled times"} if coupled else {}  # options without effect, and why
+        if (fill["act_noise"] if self.act_noise is None else self.act_noise) == 0:
+            idle["candidates"] = "--act-noise 0"  # they would all be the same
         if self.derivative != "finite_difference":
             idle |= dict.fromkeys(("delta_r", "derivative_dtype"), f"--derivative {self.derivative}")
         if self.objective == "bc":

@@ -478,7 +478,7 @@ def test_of_several_candidates_the_critics_best_is_taken():
 
 
 def test_less_noise_when_acting():
-    whole, half, none = (agent(act_noise=scale, candidates=1) for scale in (1.0, 0.5, 0.0))
+    whole, half, none = (agent(act_noise=scale) for scale in (1.0, 0.5, 0.0))
     obs, noise = torch.randn(50, 5), torch.randn(50, 2)
     assert torch.equal(half.act(obs, noise), whole.act(obs, noise / 2))
     assert not torch.allclose(half.act(obs, noise), whole.act(obs, noise))
@@ -1197,6 +1197,7 @@ REFUSED = {
     "--xi": ["--xi", "-1", "0", "0", "0"],
     "--delta-r": ["--delta-r", "0"],
     "--equal-share": ["--preset", "paper", "--equal-share", "0.5"],
+    "--candidates": ["--act-noise", "0", "--candidates", "4"],
     "--derivative-dtype": ["--derivative", "exact", "--derivative-dtype", "float64"],
     "--eta": ["--objective", "bc", "--eta", "1"],
     "--times": ["--objective", "q", "--times", "ordered"],
