@@ -155,7 +155,7 @@ class Config:
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"
         coupled = (self.times or fill["times"]) == "coupled"
         share = fill["equal_share"] if self.equal_share is None else self.equal_share
-        if coupled or not round(share * self.batch_size):
+        if coupled or not count_equal(share, self.batch_size):
             if self.velocity == "own":
                 raise ValueError("--velocity own needs rows with r = t: set --times ordered, --equal-share above 0")
             fill["velocity"] = "sampled"
@@ -260,6 +260,11 @@ def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator 
     return ((y if xi[2] < 0 else x) / (x + y)).float()[:, None]
 
 
+def count_equal(equal_share: float | None, size: int) -> int:
+    """How many of `size` rows have r = t: the share of ordered times, none of coupled ones."""
+    return round((equal_share or 0) * size)
+
+
 def sample_times(
     xi: Sequence[float],
     size: int,
@@ -278,7 +283,7 @@ def sample_times(
     if times == "coupled":
         return 1 - t, t
     other = sample_timesteps(xi, size, generator)
-    n = round(equal_share * size)
+    n = count_equal(equal_share, size)
     other[:n] = t[:n]
     return torch.minimum(t, other), torch.maximum(t, other)
 
@@ -464,7 +469,7 @@ class Agent:
         dtype = getattr(torch, c.derivative_dtype or "float32")
         options = {"derivative": c.derivative, "delta_r": c.delta_r, "dtype": dtype, "velocity": c.velocity}
         options |= {"eta": c.eta, "normalise_q": c.normalise_q, "objective": c.objective}
-        options["equal_rows"] = round((c.equal_share or 0) * len(noise))
+        options["equal_rows"] = count_equal(c.equal_share, len(noise))
         loss, policy_info = policy_loss(self.policy, self.critics, batch, noise, act_noise, r, t, **options)
         descend(self.policy_optimizer, loss)
         soft_update(self.target_critics, self.critics, c.rho)
