@@ -1303,7 +1303,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add.add_argument("--quality", choices=sorted(QUALITIES), help="default: expert")
     add.add_argument("--policy", help="MODULE:FUNCTION that plays your own environment; default: random actions")
     add.add_argument("--out", type=Path, help="default: QUALITY.npz")
-    add.add_argument("--transitions", type=int, default=TRANSITIONS, help="default: 1,000,000")
+    add.add_argument("--transitions", type=int, default=TRANSITIONS, help="default: 1,000,000; medium-replay has less")
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--noise", type=float, default=NOISE, help="exploration noise, standard deviation; default: 0.1")
     add = commands.add_parser("convert", help="turn a folder of .npy files in OMAR's layout into a data file")
