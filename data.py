@@ -737,13 +737,13 @@ def make(
     """Collect a data set and write it to `path`, saying so in one line."""
     env = None if env_name in DIMENSIONS else make_env(env_name)
     agents, obs_dim, action_dim = (env.num_agents, env.obs_dim, env.action_dim) if env else DIMENSIONS[env_name]
+    if quality == "medium-replay":
+        transitions = min(transitions, Behaviour(env_name).meta["medium_steps"])
     size = 4 * transitions * agents * (2 * obs_dim + action_dim + 2)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: the name of a data file ends in .npz")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
-    if quality == "medium-replay":
-        size = min(size, size // transitions * Behaviour(env_name).meta["medium_steps"])
     if (free := shutil.disk_usage(path.parent).free) < size:
         raise ValueError(f"{path} will take {size / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there")
     how = "played by the shipped policies"

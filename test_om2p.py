@@ -951,7 +951,9 @@ def test_shipped_policies_reach_their_recorded_and_the_published_returns(name):
 def test_medium_replay_goes_from_random_to_medium(name):
     """Whole episodes in order, as long as the training was; their returns rise from random to almost medium."""
     made, meta = data.collect(name, "medium-replay", progress=False), data.Behaviour(name).meta
-    assert len(made) == meta["medium_steps"] and torch.equal(made.next_observations[:24], made.observations[1:25])
+    assert len(made) == meta["medium_steps"]
+    obs, next_obs = (x.view(-1, 25, *x.shape[1:]) for x in (made.observations, made.next_observations))
+    assert torch.equal(next_obs[:, :-1], obs[:, 1:])
     returns = made.rewards.mean(1).view(-1, 25).sum(1)
     assert returns.mean().item() == pytest.approx(made.meta["mean_return"])
     span, last = meta["medium_return"] - meta["random_return"], returns[-len(returns) // data.REPLAY :].mean()
@@ -959,6 +961,24 @@ def test_medium_replay_goes_from_random_to_medium(name):
     assert meta["random_return"] + 0.5 * span < last < meta["medium_return"] + 0.25 * span
     few = data.collect(name, "medium-replay", 3000, noise=0.0, progress=False)
     assert len(few) == 3000 and torch.equal(few.actions[:1600], made.actions[:1600])
+
+
+def test_a_team_is_kept_when_it_first_reaches_a_return(capsys):
+    """With low bars, to be quick; what is printed on the way says when they were reached."""
+    behaviour = data.Behaviour("world")
+    bars = {"medium_return": -1.5, "expert_return": 0.0}
+    recipe = dataclasses.replace(data.RECIPES["world"], seed=behaviour.meta["seed"], **bars)
+    policies, meta = data.train_team(behaviour.env, recipe)
+    lines = [line.replace(",", "").split() for line in capsys.readouterr().out.splitlines()]
+    values = {int(step): float(value) for step, _, _, value in lines}  # rounded to a tenth
+    assert meta["expert_steps"] == max(values)
+    for quality in ("medium", "expert"):
+        bar, step = bars[f"{quality}_return"], meta[f"{quality}_steps"]
+        assert meta[f"{quality}_return"] >= bar
+        assert values[step] == pytest.approx(meta[f"{quality}_return"], abs=0.051)
+        assert all(value < bar + 0.051 for earlier, value in values.items() if earlier < step)
+        act = data.BehaviourPolicy(policies[quality])
+        assert data.mean_return(act, behaviour.env) == pytest.approx(meta[f"{quality}_return"])
 
 
 def test_training_the_shipped_policies(tmp_path, monkeypatch, capsys):
