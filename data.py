@@ -125,10 +125,11 @@ class Dataset:
 
     @staticmethod
     def quality_of(config: Any) -> str:
-        """The quality of the data file or folder that a configuration names, without reading the data."""
-        if config.quality or not Path(config.data).is_file():
-            return config.quality or "expert"
-        return json.loads(str(read_npz(config.data, only="meta")["meta"]))["quality"]
+        """The quality of the data that a configuration names, without reading or making the data."""
+        path = Path(config.data)
+        if path.is_file() and not config.quality:
+            return _read_meta(path, read_npz(path, only="meta"), None, ("meta",))["quality"]
+        return config.quality or _named_quality(path) or "expert"
 
     def fingerprint(self) -> int:
         """A checksum of all transitions."""
@@ -203,8 +204,10 @@ def _read_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _read_meta(path: str | Path, arrays: dict[str, np.ndarray], env: str | None) -> dict[str, Any]:
-    missing = [name for name in (*ARRAYS, "meta") if name not in arrays]
+def _read_meta(
+    path: str | Path, arrays: dict[str, np.ndarray], env: str | None, needed: Sequence[str] = (*ARRAYS, "meta")
+) -> dict[str, Any]:
+    missing = [name for name in needed if name not in arrays]
     if missing:
         raise ValueError(f"{path} has no array {', '.join(missing)}: see the format at the top of data.py")
     try:
@@ -770,6 +773,12 @@ FOLDER = {  # files of agent i, in OMAR's layout
 }
 
 
+def _named_quality(path: Path) -> str | None:
+    """The quality that the path of a folder, or the name of a file, speaks of."""
+    parts = reversed(path.absolute().parts) if path.is_dir() else (path.stem,)
+    return next((q for part in parts for q in LONGEST_FIRST if q in part), None)
+
+
 def load_folder(
     folder: str | Path, env_name: str, quality: str | None = None, prey: str | Path | None = None
 ) -> Dataset:
@@ -784,9 +793,7 @@ def load_folder(
     folder, behaviour = Path(folder), Behaviour(env_name)
     env = behaviour.env
     arrays = _read_folder(folder, env)
-    quality = quality or next(
-        (q for part in reversed(folder.absolute().parts) for q in LONGEST_FIRST if q in part), None
-    )
+    quality = quality or _named_quality(folder)
     if quality is None:
         raise ValueError(f"{folder}: its path names no quality, so say which with --quality")
     if env.has_prey and prey is None:

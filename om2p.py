@@ -613,7 +613,7 @@ def main(
     prog: str = "om2p.py",
 ) -> int:
     """`python om2p.py ...`; returns the exit code: 2 for bad input, 130 if stopped by Ctrl-C."""
-    from data import load_or_make, parse_config, score_run, stored_config
+    from data import Dataset, load_or_make, parse_config, score_run, stored_config
 
     try:
         config, given, args = parse_config(kind, argv, prog)
@@ -623,9 +623,8 @@ def main(
         if args.resume:
             config = stored_config(config, given)
         pick_device(config.device)
-        config.resolve()  # refuse bad settings before any data is made
+        config.resolve(Dataset.quality_of(config))  # refuse bad settings before any data is made
         dataset = load_or_make(config.data, config.env, config.quality, config.prey)
-        config.resolve(dataset.meta["quality"])
         summary = train(config, dataset, make_agent, args.resume)[1]
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)

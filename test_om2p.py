@@ -1239,6 +1239,20 @@ def test_bad_settings_are_refused_in_one_line(message, tmp_path, capsys, monkeyp
     assert os.listdir() == []
 
 
+def test_settings_are_judged_by_the_quality_of_the_data(tmp_path, capsys, monkeypatch):
+    """Of HalfCheetah's data, expert acts without noise by default, so that all candidates are one; medium with some."""
+    monkeypatch.chdir(tmp_path)
+    options = [*TINY, "--steps", "1", "--env", "halfcheetah", "--candidates", "4"]
+    assert om2p.main([*options, "--data", "expert.npz"]) == 2
+    assert "--candidates has no effect with --act-noise 0" in capsys.readouterr().err and os.listdir() == []
+    np.savez("x.npz", rewards=np.zeros(3))
+    assert om2p.main(["--resume", "--data", "x.npz"]) == 2
+    assert "x.npz has no array meta" in capsys.readouterr().err
+    data.collect("halfcheetah", "medium", 1000, progress=False).save("mine.npz")
+    assert om2p.main([*options, "--data", "mine.npz", "--out", "run"]) == 0
+    assert json.loads(Path("run/config.json").read_text())["act_noise"] == 0.5
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     d = data.collect("world", "expert", 50, progress=False)
     (tmp_path / "expert.npz").write_text("earlier")

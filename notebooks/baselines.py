@@ -82,6 +82,8 @@ class BaselineConfig(om2p.Config):
             if getattr(self, name) not in (defaults[name], None) and self.algorithm not in users:
                 flag = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{flag} has no effect with --algorithm {self.algorithm}: leave it out")
+        if self.act_noise == 0 and self.candidates not in (None, 1):
+            raise ValueError("--candidates has no effect with --act-noise 0: leave one of them out")
         fill = {
             "act_with": "trained",
             "alpha": ALPHA.get(self.algorithm),

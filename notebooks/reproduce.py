@@ -290,7 +290,9 @@ def ablations() -> list[Run]:
     for seed, cell in itertools.product(SEEDS, [*cells, "halfcheetah/medium-expert"]):
         runs += [Run("om2p", cell, seed, (*SHORT, *change.split())) for change in changes]
         fql = (*SHORT, *tuned("ma-fql", cell))
-        runs += [Run("ma-fql", cell, seed, fql), Run("ma-fql", cell, seed, (*fql, "--candidates", "8"))]
+        runs.append(Run("ma-fql", cell, seed, fql))
+        if fql[-2:] != ("--act-noise", "0"):  # without noise all candidates are the same
+            runs.append(Run("ma-fql", cell, seed, (*fql, "--candidates", "8")))
     return runs
 
 
@@ -323,10 +325,10 @@ TUNED = {  # per system and task, or cell: all options of its own that are tried
     },
     "ma-sfbc": {
         "world": ["--alpha 100", "--alpha 300", "--alpha 1000", "--alpha 3000"],
-        "world/expert": ["--alpha 30", "--alpha 100", "--alpha 300", "--alpha 1000"],
         "spread": ["--alpha 100", "--alpha 300", "--alpha 1000", "--alpha 3000"],
         "spread/expert": ["--alpha 30", "--alpha 100", "--alpha 300", "--alpha 1000"],
-        "halfcheetah": ["--alpha 10", "--alpha 30", "--alpha 100", "--alpha 300"],
+        "halfcheetah": ["--alpha 1", "--alpha 3", "--alpha 10", "--alpha 30"],
+        "halfcheetah/medium-expert": ["--alpha 10", "--alpha 30", "--alpha 100", "--alpha 300"],
     },
     "omar": {  # the second weight is that of its release, which has other data
         "world": two_by_two("--alpha", "0.1 0.03", "--search-weight", "0.5 0.9"),

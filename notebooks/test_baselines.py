@@ -157,10 +157,12 @@ def test_options_of_others_are_refused(capsys):
     wrong = dict.fromkeys(("--eta 3", "--times ordered", "--preset paper"), "is of OM2P")
     idle = ("--candidates 8", "--act-noise 0.5", "--alpha 3", "--flow-steps 5", "--search-weight 1")
     wrong |= dict.fromkeys(idle, "has no effect with --algorithm bc")
-    for option, reason in wrong.items():
-        argv = ["--algorithm", "bc", *option.split()]
+    cases = [("bc", option, reason) for option, reason in wrong.items()]
+    cases.append(("ma-fql", "--candidates 8 --act-noise 0", "has no effect with --act-noise 0"))
+    for algorithm, options, reason in cases:
+        argv = ["--algorithm", algorithm, *options.split()]
         assert om2p.main(argv, baselines.BaselineConfig, baselines.make_agent, "baselines.py") == 2
-        assert f"{option.split()[0]} {reason}" in capsys.readouterr().err
+        assert f"{options.split()[0]} {reason}" in capsys.readouterr().err
 
 
 def test_runs_are_continued_and_scored_by_the_program_that_made_them(tmp_path, capsys):
