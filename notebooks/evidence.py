@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
-from reproduce import ENVS, RESULTS, SYSTEMS, BySeed, finals, mean_and_spread, read, table  # noqa: E402
+from reproduce import CELLS, ENVS, RESULTS, SYSTEMS, BySeed, finals, mean_and_spread, read, table  # noqa: E402
 
 from om2p import QUALITIES  # noqa: E402
 
@@ -310,17 +310,22 @@ def above(a: BySeed, b: BySeed) -> str:
 
     Runs of one seed start with the same weights and are scored on the same episodes.
     """
-    differences = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
-    if not differences:
+    if not a.keys() & b.keys():
         return "no seed in common"
-    mean, count = statistics.mean(differences), len(differences)
+    mean, error, told_apart = difference(a, b)
+    count = len(a.keys() & b.keys())
     if count == 1:
         return f"{round(mean):+d} (one seed)"
-    error = statistics.stdev(differences) / count**0.5
-    word = "above" if mean > 0 else "below"
-    if abs(mean) <= T_95[min(count, 10) - 2] * error:
-        word = "not told apart"
+    word = ("above" if mean > 0 else "below") if told_apart else "not told apart"
     return f"{round(mean):+d} +- {error:.0f}, {word} ({count} seeds)"
+
+
+def difference(a: BySeed, b: BySeed) -> tuple[float, float, bool]:
+    """Mean of a - b over common seeds, its standard error (NaN for one seed), whether the t-test tells it from 0."""
+    differences = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
+    mean, count = statistics.mean(differences), len(differences)
+    error = statistics.stdev(differences) / count**0.5 if count > 1 else float("nan")
+    return mean, error, count > 1 and abs(mean) > T_95[min(count, 10) - 2] * error
 
 
 def verdicts_figure_2() -> list[str]:
@@ -381,13 +386,69 @@ def average(by_quality: dict[str, BySeed], qualities: list[str]) -> BySeed:
     return {seed: statistics.mean(by_quality[q][seed] for q in qualities) for seed in seeds}
 
 
+def ablation_scores() -> dict[str, dict[str, BySeed]]:
+    """The last return of every seed, by cell and by what is changed ("" for the default as it is)."""
+    scores: dict[str, dict[str, BySeed]] = {}
+    for (cell, system, options), by_seed in finals(RESULTS / "ablations.csv").items():
+        change = options.removeprefix("--steps 1000").strip()
+        if system == "ma-fql":
+            change = "MA-FQL, best of eight" if "--candidates" in change else "MA-FQL"
+        scores.setdefault(cell, {})[change] = by_seed
+    return {cell: scores[cell] for cell in CELLS if cell in scores}
+
+
+def draw_ablations(figure: Figure) -> None:
+    """A panel for each cell, a row for each change: mean and standard deviation over seeds; the default as a line."""
+    scores = ablation_scores()
+    changes = list(dict.fromkeys(change for by_change in scores.values() for change in by_change))
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False).flat
+    for axes, (cell, by_change) in zip(panels, scores.items()):
+        for row, change in enumerate(changes):
+            if change in by_change:
+                colour = GREEN if change.startswith("MA-FQL") else ORANGE if change else BLUE
+                mean, spread = mean_and_spread(by_change[change])
+                axes.errorbar(mean, row, xerr=spread, color=colour, marker="o", ms=6, capsize=2)
+        if default := by_change.get(""):
+            axes.axvline(statistics.mean(default.values()), color=BLUE, lw=1, ls=":")
+        env, quality = cell.split("/")
+        axes.set_title(f"{TASKS[env]}\n{quality}", fontsize=11)
+        axes.set_xlabel("return")
+        axes.margins(x=0.15)
+    axes.set_yticks(range(len(changes)), [change or "recommended" for change in changes])
+    axes.invert_yaxis()
+
+
+def verdicts_ablations() -> list[str]:
+    """What every change alone does to the return in each cell: a table, with a star where the seeds tell it apart."""
+    scores = ablation_scores()
+    lines = ["Ablations: the default changed alone, minus the default (*: told apart; no error: one seed)"]
+    lines.append(f"    {'':<24}" + "".join(f"{cell.replace('halfcheetah', 'cheetah'):>22}" for cell in scores))
+    changes = dict.fromkeys(change for by_change in scores.values() for change in by_change if change)
+    for change in changes:
+        line = f"    {change:<24}"
+        for by_change in scores.values():
+            line += f"{ablation_text(by_change.get(change, {}), by_change.get('', {})):>22}"
+        lines.append(line)
+    return lines
+
+
+def ablation_text(changed: BySeed, default: BySeed) -> str:
+    """The difference, its standard error, and a star where it is told apart from nothing."""
+    if not changed.keys() & default.keys():
+        return "-"
+    mean, error, told_apart = difference(changed, default)
+    return f"{mean:+.0f}" + (f" +- {error:.0f}" if error == error else "") + "*" * told_apart
+
+
 PICTURES = {
     "table1": (draw_table_1, (11, 8)),
     "figure2": (draw_figure_2, (12, 4.5)),
     "figure3": (draw_figure_3, (12, 3.6)),
     "figure4": (draw_figure_4, (11, 4)),
+    "ablations": (draw_ablations, (14, 5)),
 }
 VERDICTS = {"figure2": verdicts_figure_2, "figure3": verdicts_figure_3, "figure4": verdicts_figure_4}
+VERDICTS["ablations"] = verdicts_ablations
 
 
 def picture(name: str) -> Figure:

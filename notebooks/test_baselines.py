@@ -300,6 +300,7 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
             value += 20 if (run.cell, run.system) == ("world/medium", "ma-fql") else 0
             value -= 30 if "--objective q" in " ".join(run.settings) else 0
             value += 9 if "0.1" in run.settings and run.cell == "world/expert" else 0
+            value -= 40 if "zero" in run.settings and run.cell.startswith("spread") else 0
             row = {"cell": run.cell, "system": run.system, "options": " ".join(run.settings), "seed": run.seed}
             row |= {"command": " ".join(run.command), "return": value}
             rows += [row | {"step": step, "last": str(int(step == 1000))} for step in (500, 1000)]
@@ -312,19 +313,24 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
     for name in evidence.PICTURES:
         evidence.picture(name).savefig(tmp_path / f"{name}.png")
         drawn = [axes for axes in evidence.picture(name).axes if axes.has_data()]
-        assert len(drawn) == {"table1": 4, "figure2": 2, "figure3": 4, "figure4": 2}[name]
+        assert len(drawn) == {"table1": 4, "figure2": 2, "figure3": 4, "figure4": 2, "ablations": 5}[name]
     text = "\n".join(evidence.verdicts_table_1())
     assert text.count("    MA-FQL: +5 +- 0, above (3 seeds); x 1.04 (paper x 1.09)") == 1  # World: 127 / 122
     assert text.count("    OMAR: +20 +- 0, above (3 seeds); x 1.19") == 4  # 127 / 107
     assert text.count("x 1.19 (paper x 2.47)") == 1
     assert text.count("best MA-FQL, OM2P 10 behind (its standard deviation is 1)") == 1
     assert text.count(": best OM2P, recommended") == 15 and "under BC" not in text
-    two, three, four = (verdicts() for verdicts in evidence.VERDICTS.values())
+    two, three, four, alone = (verdicts() for verdicts in evidence.VERDICTS.values())
     assert two.count("    OM2P, paper: +0 +- 0, not told apart (3 seeds)") == 1 and len(two) == 11
     assert "    --delta-r 0.1 --derivative-dtype float64: +9 +- 0, above (3 seeds)" in two
     assert "    OM2P, paper, expert: -9 +- 0, below (3 seeds); best 0.1" in three and len(three) == 9
     assert "    OM2P, recommended, only Q: -30 +- 0, below (3 seeds)" in four and len(four) == 6
     assert "    OM2P, paper, uniform times on medium-replay, medium: +0 +- 0, not told apart (3 seeds)" in four
+    changes = {line[4:28].strip(): line[28:].split() for line in alone[1:]}
+    cells = ["world/medium-replay", "world/medium-expert", "spread/medium-replay", "spread/medium-expert"]
+    assert changes[""] == [*cells, "cheetah/medium-expert"] and len(changes) == 15
+    assert changes["--derivative zero"] == ["+0", "+-", "0"] * 2 + ["-40", "+-", "0*"] * 2 + ["+0", "+-", "0"]
+    assert changes["MA-FQL"] == changes["MA-FQL, best of eight"] == ["-10", "+-", "0*"] * 5
 
 
 def test_differences_are_judged_seed_by_seed():
@@ -333,8 +339,8 @@ def test_differences_are_judged_seed_by_seed():
     b = {1: 10.0, 2: 20.0, 3: 30.0, 9: 0.0}
     assert evidence.above({3: 37.0, 1: 12.0, 2: 23.0}, b) == "+4 +- 2, not told apart (3 seeds)"
     assert evidence.above({3: 34.0, 1: 12.0, 2: 23.0}, b) == "+3 +- 1, above (3 seeds)"
-    assert evidence.above({1: 8.0}, b) == "-2 (one seed)"
-    assert evidence.above({4: 8.0}, b) == "no seed in common"
+    assert evidence.above({1: 8.0}, b) == "-2 (one seed)" and evidence.ablation_text({1: 8.0}, b) == "-2"
+    assert evidence.above({4: 8.0}, b) == "no seed in common" and evidence.ablation_text({4: 8.0}, b) == "-"
 
 
 def test_table_1_says_what_it_has(tmp_path, monkeypatch):
