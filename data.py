@@ -54,6 +54,7 @@ from envs import (
     evaluate,
     import_function,
     make_env,
+    one_line,
     returns_of,
     rollout,
     save_gif,
@@ -87,7 +88,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
     try:
         yield part
-        with open(part, "rb") as file:
+        with open(part, "r+b") as file:  # Windows syncs only what can be written
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
@@ -174,6 +175,8 @@ def read_npz(path: str | Path, only: str = "") -> dict[str, np.ndarray]:
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a .npz file")
+    if not Path(path).exists():
+        raise ValueError(f"{path} does not exist")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no .npz file (empty, cut short or of another format): make it anew")
     try:
@@ -678,7 +681,8 @@ def collect_own(
     env, generator = make_env(env_name), torch.Generator().manual_seed(seed)
     act = random_actions(env, seed) if policy is None else _own_actions(policy, env, noise, generator)
     episodes, returns, longest, size = [], [], 0, 0
-    with tqdm(total=transitions, unit="transition", unit_scale=True, disable=None if progress else True) as bar:
+    options = {"unit": "transition", "unit_scale": True, "disable": None if progress else True}
+    with tqdm(total=transitions, **options) as bar, one_line(f"playing {env_name}"):
         while size < transitions:
             episodes.append([torch.cat(x) for x in zip(*rollout(act, env, 1, generator))])
             rewards = episodes[-1][2]
@@ -689,7 +693,9 @@ def collect_own(
     meta |= {"episode_steps": longest, "mean_return": float(np.mean(returns))}
     meta |= {"random_return": mean_return(random_actions(env), env), "expert_return": None}
     if policy is not None:
-        meta["expert_return"] = mean_return(_own_actions(policy, env, 0.0, generator), env)
+        with one_line(f"playing {env_name}"):
+            expert = mean_return(_own_actions(policy, env, 0.0, generator), env)
+        meta["expert_return"] = expert if expert != meta["random_return"] else None  # else there is no scale
     return Dataset(*(torch.cat(x)[:transitions] for x in zip(*episodes)), meta)
 
 
@@ -714,7 +720,8 @@ def load_or_make(
     if path.is_dir():
         return load_folder(path, env_name, quality, prey)
     if quality or prey:
-        raise ValueError(f"--{'quality' if quality else 'prey'} is for folders of .npy files: {path} tells its own")
+        what = f"{path} " + ("tells its own" if path.exists() else "does not exist")
+        raise ValueError(f"--{'quality' if quality else 'prey'} is for folders of .npy files: {what}")
     if path.exists():
         return Dataset.load(path, env_name)
     if env_name not in DIMENSIONS:
@@ -726,6 +733,14 @@ def load_or_make(
             f"{', '.join(f'{q}.npz' for q in sorted(QUALITIES))} to have it made"
         )
     return make(env_name, quality, path, TRANSITIONS)
+
+
+def check_npz(path: Path) -> None:
+    """Raise ValueError unless a `.npz` can be written there."""
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: the name of a data file ends in .npz")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
 
 
 def make(
@@ -743,10 +758,7 @@ def make(
     if quality == "medium-replay":
         transitions = min(transitions, Behaviour(env_name).meta["medium_steps"])
     size = 4 * transitions * agents * (2 * obs_dim + action_dim + 2)
-    if path.suffix != ".npz":
-        raise ValueError(f"{path}: the name of a data file ends in .npz")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
+    check_npz(path)
     if (free := shutil.disk_usage(path.parent).free) < size:
         raise ValueError(f"{path} will take {size / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there")
     how = "played by the shipped policies"
@@ -910,8 +922,11 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as file:
             if (damaged := file.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
+            # no checksum covers the flag of a folder (16), and torch leaves the tensor of such a member uninitialised
+            if folders := [member.filename for member in file.infolist() if member.external_attr & 16]:
+                raise ValueError(f"{folders[0]} is marked as a folder")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if missing := {"step", "agents", "config", "sizes", "data", "rows"} - set(state):
+        if missing := {"step", "agents", "config", "sizes", "data", "rows", "device"} - set(state):
             raise ValueError(f"it has no {min(missing)}")
     except (*BAD_FILE, zipfile.BadZipFile, OSError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:100]
@@ -954,7 +969,7 @@ class RunFolder:
         self.history: list[dict[str, float]] = []
         self.step, self.seconds, self.state = 0, 0.0, None
         self._infos: list[dict[str, Tensor]] = []
-        self._data, self._prey = dataset.fingerprint(), dataset.prey
+        self._data, self._prey, self._device = dataset.fingerprint(), dataset.prey, dataset.observations.device
         self._sizes = [*dataset.observations.shape[1:], dataset.actions.shape[2]]
         self._lock = None
         try:
@@ -993,6 +1008,8 @@ class RunFolder:
             raise ValueError(f"--steps {self.config['steps']}: the run in {self.path} has made {state['step']} already")
         if state["data"] != self._data:
             raise ValueError(f"{self.config['data']} is not the data that the run in {self.path} began with")
+        if state["device"] != self._device.type:
+            raise ValueError(f"the run in {self.path} had random streams of {state['device']}: resume it on one")
         if state["threads"] != torch.get_num_threads():
             now = torch.get_num_threads()
             print(f"note: the run had {state['threads']} threads, now there are {now}: sums may round differently")
@@ -1008,7 +1025,7 @@ class RunFolder:
         if rows:
             with open(self.path / "metrics.csv", newline="") as file:
                 self.history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        losses = state["losses"]
+        losses = {k: x.to(self._device) for k, x in state["losses"].items()}
         self._infos = [{k: x[i] for k, x in losses.items()} for i in range(len(next(iter(losses.values()), ())))]
 
     def _write_whole(self, name: str, content: bytes) -> None:
@@ -1026,8 +1043,8 @@ class RunFolder:
             if len(bad := (~x.isfinite()).nonzero()):
                 agents, k = self._sizes[0], bad[0].item()
                 where = f"step {step - (len(x) - 1 - k) // agents}, agent {k % agents}: {name} is {x[k].item()}"
-                kept = f"checkpoint of step {self.step} is kept" if self.step else "no checkpoint was written yet"
-                raise ValueError(f"{where}: the training diverged (try a lower --learning-rate or --eta); the {kept}")
+                kept = f"the checkpoint of step {self.step} is kept" if self.step else "no checkpoint was written yet"
+                raise ValueError(f"{where}: the training diverged (try a lower --learning-rate or --eta); {kept}")
         return losses
 
     def record(self, step: int, score: Callable[[], Tensor]) -> dict[str, str]:
@@ -1037,11 +1054,8 @@ class RunFolder:
         """
         losses = {k: x.mean().item() for k, x in self._losses(step).items()}
         self.seconds += time.perf_counter() - self._tick
-        try:
+        with one_line(f"{self.path} is whole, but evaluating after step {step}"):
             returns = score()
-        except Exception as error:  # of any kind: it may be someone's own environment
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise ValueError(f"evaluating after step {step} failed ({reason}); {self.path} is whole") from error
         row = {"step": step, "episodes": len(returns), "return": returns.mean().item()}
         row |= {"return_std": returns.std(correction=0).item()} | losses
         self._append("metrics.csv", list(self.history[0] if self.history else row), row)
@@ -1071,6 +1085,7 @@ class RunFolder:
         state = {"step": step, "agents": [agent.state_dict() for agent in agents], "config": self.config}
         state |= {"sizes": self._sizes, "prey": self._prey, "meta": self.meta, "data": self._data, "losses": losses}
         state |= {"rows": len(self.history), "seconds": self.seconds, "threads": torch.get_num_threads()}
+        state["device"] = self._device.type
         with whole_file(self.path / "checkpoint.pt") as part:
             try:
                 torch.save(state, part)
@@ -1096,7 +1111,9 @@ class RunFolder:
         """curve.png: return against training steps, with the return of the data as a line."""
         from matplotlib.figure import Figure
 
-        rows = self.history[:-1] or self.history  # the last row repeats the last step with more episodes
+        rows = self.history
+        if len(rows) > 1 and rows[-2]["step"] == rows[-1]["step"]:  # the same step with more episodes
+            rows = rows[:-1]
         steps, mean, std = (np.array([row[k] for row in rows]) for k in ("step", "return", "return_std"))
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
@@ -1118,7 +1135,7 @@ def report(row: dict[str, float], meta: dict[str, Any]) -> dict[str, Any]:
     low, high, mean, std = meta["random_return"], meta["expert_return"], row["return"], row["return_std"]
     score = None if high is None else 100 * (mean - low) / (high - low)
     lines = {"return": f"{mean:.1f} +- {std:.1f} (mean and standard deviation of {row['episodes']} episodes)"}
-    lines["normalised score"] = f"none: the data was random (random actions get {low:.1f})"
+    lines["normalised score"] = f"none: the return of an expert is not known (random actions get {low:.1f})"
     if score is not None:
         lines["normalised score"] = f"{score:.1f} (random {low:.1f} is 0, expert {high:.1f} is 100)"
     lines["return of the data"] = f"{meta['mean_return']:.1f}"
@@ -1135,16 +1152,16 @@ def score_run(
     check_options(config)
     agents = [make_agent(obs_dim, action_dim, config, index=i) for i in range(len(state["agents"]))]
     for agent, saved in zip(agents, state["agents"]):
-        agent.load_state_dict(saved)
+        agent.load_state_dict({k: v for k, v in saved.items() if k != "generator"})  # which may be of a GPU
+    if export:
+        check_export(agents, Path(export))
     env = make_env(config.env, state["prey"])
-    returns = evaluate(agents, env, episodes, config.seed + 2)
+    with one_line(f"evaluating {folder}"):
+        returns = evaluate(agents, env, episodes, config.seed + 2)
     row = {"return": returns.mean().item(), "return_std": returns.std(correction=0).item(), "episodes": episodes}
     summary = report(row, state["meta"]) | {"steps": state["step"]}
     if gif:
-        with whole_file(gif) as part:
-            save_gif(agents, env, part, config.seed + 2)
-    if export and not all(hasattr(agent.policy, "act") for agent in agents):
-        raise ValueError(f"--export {export}: the policies in {folder} do not act in one step")
+        save_gif(agents, env, gif, config.seed + 2)
     if export:
         export_agents(agents, obs_dim, (config.candidates or 1, action_dim), Path(export))
     return summary
@@ -1162,10 +1179,17 @@ class Team(nn.Module):
         return torch.stack([agent.act(obs[:, i], noise[:, i]) for i, agent in enumerate(self.agents)], 1)
 
 
-def export_agents(agents: Sequence[Any], obs_dim: int, noise_shape: tuple[int, int], path: Path) -> None:
-    """Write a `torch.export` program: obs (B, N, O) and Gaussian noise (B, N, K, A) to actions (B, N, A), for any B."""
+def check_export(agents: Sequence[Any], path: Path) -> None:
+    """Raise ValueError unless `export_agents` can write these agents there."""
     if path.suffix != ".pt2":
         raise ValueError(f"--export {path}: the name of an exported program ends in .pt2")
+    if not all(hasattr(agent.acting()[0], "act") for agent in agents):
+        raise ValueError(f"--export {path}: these policies do not act in one step")
+
+
+def export_agents(agents: Sequence[Any], obs_dim: int, noise_shape: tuple[int, int], path: Path) -> None:
+    """Write a `torch.export` program: obs (B, N, O) and Gaussian noise (B, N, K, A) to actions (B, N, A), for any B."""
+    check_export(agents, path)
     example = (torch.zeros(2, len(agents), obs_dim), torch.zeros(2, len(agents), *noise_shape))
     batch = torch.export.Dim("batch")
     with torch.no_grad():
@@ -1292,9 +1316,14 @@ def _plot(data: Dataset, path: Path) -> None:
     left.axvline(returns.mean().item() if len(returns) else 0.0, color="#d55e00", ls="--")
     left.set(xlabel="return of an episode (dashed: mean)", ylabel="episodes")
     for i, axes in enumerate(others):
-        x, y = data.actions[:200_000, i, :2].T.numpy()
-        axes.hist2d(x, y, bins=60, range=[[-1, 1], [-1, 1]], norm="log", cmap="cividis")
-        axes.set(title=f"agent {i}", xlabel="action 0", ylabel="action 1", aspect="equal")
+        x = data.actions[:200_000, i, :2].T.numpy()
+        axes.set(title=f"agent {i}", xlabel="action 0")
+        if len(x) == 1:
+            axes.hist(x[0], bins=60, range=(-1, 1), color="#0072b2")
+            axes.set(ylabel="transitions")
+        else:
+            axes.hist2d(*x, bins=60, range=[[-1, 1], [-1, 1]], norm="log", cmap="cividis")
+            axes.set(ylabel="action 1", aspect="equal")
     figure.suptitle(f"{data.meta['env']}, {data.meta['quality']}")
     with whole_file(path) as part:
         figure.savefig(part, dpi=110)
@@ -1346,14 +1375,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             dataset = make(args.env, args.quality, out, args.transitions, args.seed, args.noise, args.policy)
             print(f"wrote {len(dataset):,} transitions with a mean return of {dataset.meta['mean_return']:.1f}")
         elif args.command == "convert":
-            if args.out.suffix != ".npz":
-                raise ValueError(f"{args.out}: the name of a data file ends in .npz")
+            check_npz(args.out)
             dataset = load_folder(args.folder, args.env, args.quality, args.prey)
             dataset.save(args.out)
             print(f"wrote {len(dataset):,} transitions with a mean return of {dataset.meta['mean_return']:.1f}")
         elif args.command == "info":
             info(args.file, args.plot)
         else:
+            check_npz(args.out)
             arrays = read_npz(args.out) if args.out.exists() else {}
             arrays = {k: v for k, v in arrays.items() if not k.startswith(f"{args.env}/")}
             arrays |= train_behaviour(args.env, args.seed)

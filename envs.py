@@ -17,6 +17,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -389,7 +390,8 @@ class PettingZooTask:
     def __init__(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.name, self.device, self.dtype = name, torch.device(device), dtype
         self._make = import_function(name)
-        env = self._make()
+        with one_line(f"making {name}"):
+            env = self._make()
         if not hasattr(env, "possible_agents") or hasattr(env, "agent_iter"):
             raise ValueError(f"{name} makes a {type(env).__name__}, which is no PettingZoo parallel environment")
         self._copies, self.agents = [env], list(env.possible_agents)
@@ -465,6 +467,16 @@ class PettingZooTask:
         """Prepare empty axes for the pictures (K, B, height, width, 3); the returned function shows one."""
         axes.set(xticks=[], yticks=[])
         return axes.imshow(pictures[0, 0]).set_data
+
+
+@contextmanager
+def one_line(doing: str) -> Iterator[None]:
+    """Whatever is raised meanwhile, perhaps by someone's own code, becomes a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ValueError(f"{doing} failed ({reason})") from error
 
 
 def import_function(name: str) -> Callable[..., Any]:
@@ -565,16 +577,19 @@ def save_gif(agents: Sequence[Actor], env: Env, path: str | Path, seed: int, epi
 
     One's own environment may render no pictures: then a line says so.
     """
+    from data import whole_file  # data imports this module
+
     if not env.renders:
         print(f"note: no {Path(path).name}, since {env.name} renders no pictures: give it render_mode='rgb_array'")
         return
     generator = torch.Generator(env.device).manual_seed(seed)
     frames, total = [], torch.zeros(episodes)
-    with torch.no_grad():
+    with torch.no_grad(), one_line(f"drawing {path}"):
         for step in itertools.islice(rollout(joint(agents, generator), env, episodes, generator), 200):
             total = total + step.rewards.mean(1).cpu()
             frames.append((env.picture(), total.numpy()))
-    _write_gif(frames[:: -(-len(frames) // 100)], env, Path(path))
+    with whole_file(path) as part:
+        _write_gif(frames[:: -(-len(frames) // 100)], env, part)
 
 
 def _write_gif(frames: list[tuple[np.ndarray, np.ndarray]], env: Env, path: Path) -> None:

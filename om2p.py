@@ -129,7 +129,7 @@ class Config:
     # networks and optimisation
     hidden_dim: int = option(512, "width of each hidden layer; paper 512, section 7.1", low=1)
     hidden_layers: int = option(4, "hidden layers of each network; paper 4, section 7.1", low=1)
-    batch_size: int = option(256, "transitions per agent and update; paper 256, Table 4", low=1)
+    batch_size: int = option(256, "transitions per agent and update; paper 256, Table 4", low=1, high=1e6)
     learning_rate: float = option(3e-4, "Adam's, for policy and critics; paper 3e-4, section 7.1")
     gamma: float = option(0.99, "discount factor; paper 0.99, Table 4", high=1)
     rho: float = option(0.005, "target update rate; paper 0.005, Table 4", high=1)
@@ -228,11 +228,11 @@ def check_xi(xi: Sequence[float]) -> None:
     """Raise a ValueError unless p(t; xi) of Eq. 4 can be normalised."""
     if len(xi) != 4 or not np.isfinite(xi).all():
         raise ValueError(f"--xi {xi}: must be four finite numbers")
-    for name, value in (("xi0", xi[0]), ("xi1", xi[1])):
-        if value <= -1:
+    for name, value in zip(("xi0", "xi1", "xi2"), xi):
+        if value <= -1 and name != "xi2":
             raise ValueError(f"--xi {xi}: {name} must be greater than -1, else p(t; xi) has no finite integral")
-    if abs(xi[2]) > 1e4:
-        raise ValueError(f"--xi {xi}: xi2 must lie in [-10000, 10000]")
+        if abs(value) > 1e4:
+            raise ValueError(f"--xi {xi}: {name} must lie in [-10000, 10000]")
 
 
 def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -506,10 +506,11 @@ class Agent:
         return {name: getattr(self, name).state_dict() for name in PARTS} | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken; without its "generator", with this agent's own random stream."""
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.generator.set_state(state["generator"])
+        if "generator" in state:
+            self.generator.set_state(state["generator"])
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -626,7 +627,7 @@ def main(
         config.resolve(Dataset.quality_of(config))  # refuse bad settings before any data is made
         dataset = load_or_make(config.data, config.env, config.quality, config.prey)
         summary = train(config, dataset, make_agent, args.resume)[1]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

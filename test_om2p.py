@@ -679,9 +679,16 @@ def discrete(): return Task(Discrete(3))
 def unbounded(): return Task(Box(-np.inf, np.inf, (1,)))
 def parting(): return Parting()
 def endless(): return Endless(Box(0, 0, (1,)))
+def unmade(): raise RuntimeError("no licence\\nfor this")
+def unseen():
+    task = Task(render_mode="rgb_array")
+    task.render = unmade
+    return task
+def still(): return Task(Box(0, 0, (1,)))
 def nothing(): return 5
 def act(obs): return np.tanh(obs[:, :1] - 5)
 def wide(obs): return np.zeros((2, 3))
+def none(obs): return None
 number = 3
 """
 
@@ -732,6 +739,7 @@ def test_own_episodes_end_by_themselves_and_stop_counting(own_task):
         ("task:discrete", "not a continuous Box"),
         ("task:unbounded", "no bounds"),
         ("task:nothing", "no PettingZoo parallel environment"),
+        ("task:unmade", "making task:unmade failed (RuntimeError: no licence)"),
         ("task:missing", "cannot be imported"),
         ("no_such_module:make", "cannot be imported"),
         ("task:number", "no function"),
@@ -766,6 +774,15 @@ def test_training_on_ones_own_environment(own_task, capsys):
     assert om2p.main(["--env", "task:make", "--data", "random.npz", *small[:-1], "other"]) == 0
     out = capsys.readouterr().out
     assert "no rollout.gif" in out and "normalised score  none" in out
+    assert om2p.main(["--evaluate", "other", "--episodes", "2", "--gif", "a.gif", "--export", "a.pt2"]) == 0
+    assert "no a.gif" in capsys.readouterr().out and Path("a.pt2").exists() and not Path("a.gif").exists()
+
+
+def test_one_action_and_one_return_are_enough(own_task, capsys):
+    """Actions of a single number are drawn, and where no action matters there is no scale of returns."""
+    collect = ["collect", "--env", "task:still", "--policy", "task:act", "--transitions", "300", "--out", "own.npz"]
+    assert data.main(collect) == 0 and data.main(["info", "own.npz", "--plot"]) == 0
+    assert Path("own.png").read_bytes().startswith(b"\x89PNG") and "expert unknown" in capsys.readouterr().out
 
 
 def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
@@ -773,6 +790,10 @@ def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
     for command, message in (
         ([*own, "--policy", "task:wide"], "(2, 3)"),
         ([*own, "--policy", "task:nowhere"], "cannot be imported"),
+        ([*own, "--policy", "task:none"], "playing task:make failed (TypeError"),
+        (["info", "nowhere.npz"], "does not exist"),
+        (["train", "--out", "policies"], "ends in .npz"),
+        (["train", "--out", "nowhere/p.npz"], "no folder"),
         ([*own, "--quality", "medium"], "no effect"),
         (["collect", "--env", "world", "--policy", "task:act"], "no effect"),
     ):
@@ -1215,6 +1236,9 @@ REFUSED = {
     "--rho": ["--rho", "1.5"],
     "--preset": ["--preset", "best"],
     "--xi": ["--xi", "-1", "0", "0", "0"],
+    "xi0 must lie": ["--xi", "1e307", "0", "0", "0"],
+    "--batch-size": ["--batch-size", "1000000000000"],
+    "nofolder does not exist": ["--data", "nofolder", "--quality", "expert"],
     "--delta-r": ["--delta-r", "0"],
     "--equal-share": ["--preset", "paper", "--equal-share", "0.5"],
     "--candidates": ["--act-noise", "0", "--candidates", "4"],
@@ -1453,6 +1477,8 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(whole_run, tmp_path, capsys
     good = path.read_bytes()
     flips = [len(good) * k // 40 for k in range(40)]
     damaged = [good[:k] for k in (0, 10, len(good) // 2, len(good) - 1)]
+    tensor = good.rfind(b"/data/0")  # in the zip file's directory, whose entries have 46 bytes before the name
+    flips += [good.rfind(b"PK\1\2", 0, tensor) + 38]  # its attributes: no checksum covers them
     damaged += [good[:k] + bytes([good[k] ^ 255]) + good[k + 1 :] for k in flips]
     refused = 0
     for content in damaged:
@@ -1525,6 +1551,43 @@ def test_an_evaluation_that_raises_ends_in_one_line(expert, tmp_path, capsys, mo
     monkeypatch.setattr(envs, "save_gif", lambda *_: None)
     assert om2p.main(["--resume", "--out", str(run)]) == 0
     assert same_run(run, whole_run)
+
+
+def test_an_environment_that_cannot_be_drawn_ends_in_one_line(own_task, capsys):
+    collect = ["collect", "--env", "task:unseen", "--transitions", "50", "--out", "own.npz"]
+    assert data.main(collect) == 0
+    assert om2p.main([*TINY, "--env", "task:unseen", "--data", "own.npz", "--steps", "2", "--out", "run"]) == 2
+    assert "rollout.gif failed (RuntimeError: no licence)" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(os.listdir("run")) == [name for name in FILES if name != "rollout.gif"]
+
+
+def test_a_run_of_a_gpu_is_scored_anywhere_and_resumed_only_there(whole_run, tmp_path, capsys):
+    """Such a run differs in the state of its random streams, 16 bytes for each, which a CPU cannot continue."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    for agent in state["agents"]:
+        agent["generator"] = torch.zeros(16, dtype=torch.uint8)
+    torch.save(state | {"device": "cuda"}, run / "checkpoint.pt")
+    scores = []
+    for folder in (whole_run, run):
+        assert om2p.main(["--evaluate", str(folder), "--episodes", "3"]) == 0
+        scores.append(capsys.readouterr().out)
+    assert scores[0] == scores[1]
+    assert om2p.main(["--resume", "--out", str(run), "--steps", "40"]) == 2
+    assert "random streams of cuda" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_learning_curve_shows_every_step_once(expert, tmp_path, monkeypatch):
+    """Of two evaluations after the last step the earlier one is drawn, with as many episodes as all others."""
+    from matplotlib.axes import Axes
+
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(envs, "save_gif", lambda *_: None)
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **style: (drawn.append(list(x)), plot(self, x, y, **style))[1])
+    for steps in ("14", "15"):
+        assert om2p.main([*TINY, "--data", str(expert), "--steps", steps, "--out", str(tmp_path / steps)]) == 0
+    assert drawn == [[7, 14], [7, 14, 15]]
 
 
 def test_a_folder_that_cannot_be_written_ends_in_one_line(expert, tmp_path, capsys):
