@@ -45,8 +45,9 @@ ONLY_OM2P = (
     "delta_r",
     "derivative_dtype",
 )
-OPTIONS_OF = {  # which systems have an option of the baselines' own
+OPTIONS_OF = {  # which systems have an option that not all have
     "alpha": tuple(ALPHA),
+    "gamma": tuple(ALPHA),
     "candidates": tuple(CANDIDATES),
     "act_noise": ("ma-fql",),
     "flow_steps": ("ma-fql",),
@@ -78,7 +79,8 @@ class BaselineConfig(om2p.Config):
         for name in ONLY_OM2P:
             if getattr(self, name) not in (defaults[name], None):
                 raise ValueError(f"--{name.replace('_', '-')} is of OM2P, not of --algorithm {self.algorithm}")
-        for name, users in OPTIONS_OF.items():
+        users_of = OPTIONS_OF if self.act_with == "averaged" else OPTIONS_OF | {"rho": tuple(ALPHA)}
+        for name, users in users_of.items():
             if getattr(self, name) not in (defaults[name], None) and self.algorithm not in users:
                 flag = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{flag} has no effect with --algorithm {self.algorithm}: leave it out")
@@ -295,7 +297,7 @@ class MASfBC(Baseline):
         return actions.view(len(obs), count, -1)
 
     def weights(self, critics: Sequence[nn.Module], obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """softmax(alpha Q / mean |Q|) (B, K) of candidates (B, K, A), and their Q (B, K)."""
+        """softmax(alpha Q / mean |Q|) (B, K) of candidates (B, K, A), and their Q (B, K); the mean is over all rows."""
         rows = obs.repeat_interleave(actions.shape[1], 0)
         q = torch.stack([critic(rows, actions.flatten(0, 1)) for critic in critics]).mean(0).view(actions.shape[:2])
         return torch.softmax(self.config.alpha * q / q.abs().mean().clamp_min(1e-6), 1), q

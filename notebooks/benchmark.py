@@ -376,6 +376,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     """Updates and memory of the systems, latency, and growth, from the rows of the CSV."""
     from drawing import BLUE, GREY, ORANGE, SKY
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     value = {row["figure"]: float(row["value"]) for row in rows}
     figure = Figure(figsize=(12, 7), layout="constrained")
@@ -383,14 +384,20 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     names = list(SYSTEMS)
     for axes, label, unit in ((update, "update, 1 thread", "ms"), (memory, "training memory", "MB")):
         values = [value[f"{name}: {label}"] for name in names]
-        limit = 1.2 * max(x for x in values if x < 3 * values[0])  # MA-SfBC's bar may run out of the picture
+        limit = 1.3 * max(x for x in values if x < 3 * values[0])
         axes.barh(names, values, color=GREY)
         for k, x in enumerate(values):
-            axes.text(min(x, 0.85 * limit), k, f" {x:,.0f} ", va="center", bbox={"color": "white", "pad": 0.5})
+            if x < limit:
+                axes.text(x, k, f" {x:,.0f}", va="center")
         axes.set(xlim=(0, limit), xlabel=f"{unit} for 3 agents")
         axes.invert_yaxis()
-    update.barh(names, [value[f"{name}: its own products, 1 thread"] for name in names], color=BLUE)
-    update.set_title("training step, 1 thread (blue: products)")
+    products = [value[f"{name}: its own products, 1 thread"] for name in names]
+    update.barh(names, products, color=BLUE)
+    for k, (name, part) in enumerate(zip(names, products)):
+        if (x := value[f"{name}: update, 1 thread"]) > update.get_xlim()[1]:  # MA-SfBC's bar runs out of the picture
+            text = f"{x:,.0f}, products {part:,.0f} $\\rightarrow$ "
+            update.text(update.get_xlim()[1], k, text, va="center", ha="right", color="white")
+    update.set_title("training step, 1 thread\n(blue: its own matrix products, grey: the rest)", fontsize=11)
     memory.set_title("training memory")
     counts = (1, 10, 1000)
     ways = {"mean flow, 1 step": BLUE, "mean flow, the critics' best of 8": SKY}
@@ -404,9 +411,11 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
             axes.loglog(values, heights, "o-", color=colour, label=f"{label}, {unit}")
         start = value[f"{values[0]} {what}: update"]
         axes.loglog(values, [start * v / values[0] for v in values], ":", color=GREY, label="in proportion")
-        axes.set(xlabel=what, title=f"training step: {what}")
+        axes.set(xlabel=what, ylabel="ms or MB", title=f"training step: {what}")
         axes.set_xticks(values, [str(v) for v in values])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
     growth[0].legend(fontsize=9)
     figure.savefig(path, dpi=80)
 

@@ -153,7 +153,7 @@ def verdict_cell(env: str, quality: str, scores: dict[str, BySeed], data: float)
     if top != "om2p":
         spread = mean_and_spread(common[top])[1]
         text += f", OM2P {mean[top] - mean['om2p']:.0f} behind"
-        text += f" (its standard deviation is {spread:.0f})" if spread else ""
+        text += f" ({NAMES[top]}'s standard deviation: {spread:.0f})" if spread else ""
     text += ", under BC" if mean["om2p"] < mean.get("bc", float("-inf")) else ""
     if (env, quality) in OVER_DATA:
         text += f"; x {mean['om2p'] / data:.2f} of the data (paper x {OVER_DATA[env, quality]})"
@@ -250,7 +250,7 @@ def draw_figure_2(figure: Figure) -> None:
     }
     draw_curves(left, wanted, found)
     left.set_title("cloning: distribution of times", fontsize=12)
-    steps = [("0.1", "float64"), ("1e-2", "float64"), ("1e-4", "float64"), ("1e-8", "float64")]
+    steps = [(step, "float64") for step in ("0.1", "1e-2", "1e-4", "1e-8", "1e-12")]
     steps += [("1e-3", "float32"), ("1e-8", "float32"), ("1e-12", "float32")]
     wanted = {f"{d}, {kind}": key("om2p-paper", f"--delta-r {d} --derivative-dtype {kind}") for d, kind in steps}
     draw_curves(right, wanted | {"exact derivative": key("om2p-paper", "--derivative exact")}, found)
@@ -308,7 +308,7 @@ T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, two
 def above(a: BySeed, b: BySeed) -> str:
     """How `a` stands to `b`, by the t-test of their differences, seed by seed, at 95%.
 
-    Runs of one seed start with the same weights and are scored on the same episodes.
+    Runs of one seed are scored on the same episodes; those of OM2P also start with the same weights.
     """
     if not a.keys() & b.keys():
         return "no seed in common"
@@ -317,7 +317,13 @@ def above(a: BySeed, b: BySeed) -> str:
     if count == 1:
         return f"{round(mean):+d} (one seed)"
     word = ("above" if mean > 0 else "below") if told_apart else "not told apart"
-    return f"{round(mean):+d} +- {error:.0f}, {word} ({count} seeds)"
+    return f"{with_error(mean, error)}, {word} ({count} seeds)"
+
+
+def with_error(mean: float, error: float) -> str:
+    """A difference and its standard error, in whole numbers unless the error is below 1."""
+    digits = 1 if error < 1 else 0
+    return f"{mean:+.{digits}f} +- {error:.{digits}f}"
 
 
 def difference(a: BySeed, b: BySeed) -> tuple[float, float, bool]:
@@ -330,16 +336,22 @@ def difference(a: BySeed, b: BySeed) -> tuple[float, float, bool]:
 
 def verdicts_figure_2() -> list[str]:
     """Beta(6, 6) against uniform times, and every step of Eq. 5 against the exact derivative."""
-    scores = {(system, options): v for (_, system, options), v in finals(RESULTS / "figure2.csv").items()}
+    path = RESULTS / "figure2.csv"
+    scores = {(system, options): v for (_, system, options), v in finals(path).items()}
+    along = {key: average(by_step, list(by_step)) for key, by_step in curves(path).items()}
+
+    def stands(a: tuple[str, str], b: tuple[str, str]) -> str:
+        return f"{above(scores[a], scores[b])}; along the curve {above(along[a], along[b])}"
+
     lines = ["Figure 2, claim: Beta(6, 6) clones better than uniform times. Beta minus uniform:"]
     for system in ("om2p-paper", "om2p"):
-        beta, uniform = (scores.get(of_figure_2(scores, system, xi)) for xi in ("--xi 5 5 0 0", "--xi 0 0 0 0"))
-        lines += [f"    {NAMES[system]}: {above(beta, uniform)}"] if beta and uniform else []
+        beta, uniform = (of_figure_2(scores, system, xi) for xi in ("--xi 5 5 0 0", "--xi 0 0 0 0"))
+        lines += [f"    {NAMES[system]}: {stands(beta, uniform)}"] if {beta, uniform} <= scores.keys() else []
     lines += ["claim: a step of 1e-8 or less is as good as the exact derivative. Difference minus exact:"]
-    exact = scores.get(of_figure_2(scores, "om2p-paper", "--derivative exact"))
-    for (_, options), values in scores.items():
-        if exact and "--delta-r" in options:
-            lines.append(f"    {options[options.index('--delta-r') :]}: {above(values, exact)}")
+    exact = of_figure_2(scores, "om2p-paper", "--derivative exact")
+    for key in scores:
+        if exact in scores and "--delta-r" in key[1]:
+            lines.append(f"    {key[1][key[1].index('--delta-r') :]}: {stands(key, exact)}")
     return lines
 
 
@@ -380,8 +392,8 @@ def verdicts_figure_4() -> list[str]:
     return lines
 
 
-def average(by_quality: dict[str, BySeed], qualities: list[str]) -> BySeed:
-    """The mean over these qualities, for the seeds that all of them have."""
+def average(by_quality: dict[Any, BySeed], qualities: list[Any]) -> BySeed:
+    """The mean over these qualities (or steps), for the seeds that all of them have."""
     seeds = set.intersection(*(set(by_quality[q]) for q in qualities))
     return {seed: statistics.mean(by_quality[q][seed] for q in qualities) for seed in seeds}
 
@@ -437,7 +449,7 @@ def ablation_text(changed: BySeed, default: BySeed) -> str:
     if not changed.keys() & default.keys():
         return "-"
     mean, error, told_apart = difference(changed, default)
-    return f"{mean:+.0f}" + (f" +- {error:.0f}" if error == error else "") + "*" * told_apart
+    return (with_error(mean, error) if error == error else f"{mean:+.0f}") + "*" * told_apart
 
 
 PICTURES = {

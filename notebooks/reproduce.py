@@ -4,6 +4,7 @@
     python notebooks/reproduce.py --table 1 --engine ray # on a Ray cluster, this machine or RAY_ADDRESS
     python notebooks/reproduce.py --table 1 --only world/expert ma-fql
     python notebooks/reproduce.py --table 1 --show       # the table of what is done so far
+    python notebooks/reproduce.py --table 2              # timed one after the other: the same as table_2.py
 
 Every run is one command (`om2p.py` or `baselines.py`) in a process with one thread, as many at once as there are cores.
 As it ends, its evaluations are appended to `results/GRID.csv`: a row each, with command, seed, version and machine. A
@@ -151,6 +152,7 @@ def run_all(runs: list[Run], path: Path, engine: Engine) -> None:
     whole, failed = read(path), []
     if path.exists() and len(whole) < len(table(path)):
         with whole_file(path) as part:
+            part.touch()
             append(part, whole)
     done = {(row["cell"], row["command"]) for row in whole}
     todo = [run for run in runs if run.key not in done]
@@ -257,7 +259,7 @@ def figure_2() -> list[Run]:
     runs = [
         (system, (*cloning, *xi)) for system in ("om2p-paper", "om2p") for xi in (beta, ("--xi", "0", "0", "0", "0"))
     ]
-    steps = [("--delta-r", d, "--derivative-dtype", "float64") for d in ("0.1", "1e-2", "1e-4", "1e-8")]
+    steps = [("--delta-r", d, "--derivative-dtype", "float64") for d in ("0.1", "1e-2", "1e-4", "1e-8", "1e-12")]
     steps += [("--delta-r", d, "--derivative-dtype", "float32") for d in ("1e-3", "1e-8", "1e-12")]
     runs += [("om2p-paper", options) for options in [*steps, ("--derivative", "exact")]]
     return [Run(system, "world/expert", seed, (*SHORT, *CURVE, *o)) for seed in SEEDS for system, o in runs]
@@ -281,7 +283,10 @@ def figure_4() -> list[Run]:
 
 
 def ablations() -> list[Run]:
-    """Every choice of the default changed alone; and MA-FQL choosing among candidates as the default does."""
+    """The default with one choice changed at a time; and MA-FQL choosing among candidates as the default does.
+
+    What Figure 3 (Q's weight, and dividing Q by its mean) and the search (eta, act_noise) change is left out.
+    """
     changes = ["", "--derivative exact", "--derivative zero", "--times coupled", "--velocity sampled", "--delta-r 1e-2"]
     changes += ["--equal-share 0.25", "--equal-share 0.75", "--act-with trained", "--objective bc"]
     changes += ["--candidates 1", "--candidates 4", "--candidates 32"]
@@ -418,7 +423,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--table", choices=["1"])
+    which.add_argument("--table", choices=["1", "2"])
     which.add_argument("--figure", choices=["2", "3", "4"])
     which.add_argument("--ablations", action="store_true", help="every choice of the default changed alone")
     which.add_argument("--tune", action="store_true", help="the search for each system's coefficient")
@@ -427,6 +432,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help='runs of all these, such as world expert om2p "seed 1"')
     parser.add_argument("--show", action="store_true", help="print what is done so far, and run nothing")
     args = parser.parse_args()
+    if args.table == "2":
+        if args.show or args.engine == "ray":
+            parser.error("--table 2 times one system after the other on this machine: leave out --show and --engine")
+        only = ["--only", *args.only] if args.only else []
+        sys.exit(subprocess.call([sys.executable, str(HERE / "table_2.py"), *only]))
     grids = {"tune": args.tune, "ablations": args.ablations, f"table{args.table}": args.table}
     grid = next((name for name, asked in grids.items() if asked), f"figure{args.figure}")
     path = RESULTS / f"{grid}.csv"

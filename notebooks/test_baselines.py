@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -156,6 +157,7 @@ def test_fql_may_choose_the_critics_best_of_several_actions():
 def test_options_of_others_are_refused(capsys):
     wrong = dict.fromkeys(("--eta 3", "--times ordered", "--preset paper"), "is of OM2P")
     idle = ("--candidates 8", "--act-noise 0.5", "--alpha 3", "--flow-steps 5", "--search-weight 1")
+    idle += ("--gamma 0.9", "--rho 0.1")
     wrong |= dict.fromkeys(idle, "has no effect with --algorithm bc")
     cases = [("bc", option, reason) for option, reason in wrong.items()]
     cases.append(("ma-fql", "--candidates 8 --act-noise 0", "has no effect with --act-noise 0"))
@@ -174,9 +176,20 @@ def test_runs_are_continued_and_scored_by_the_program_that_made_them(tmp_path, c
     assert om2p.main([*train, "--out", run], *entry) == 0
     assert om2p.main(["--resume", "--out", run, "--steps", "6"], *entry) == 0
     assert om2p.main(["--evaluate", run, "--episodes", "1"], *entry) == 0
-    export = ["--evaluate", run, "--episodes", "1", "--export", str(tmp_path / "a.pt2")]
+    export = ["--episodes", "1", "--export", str(tmp_path / "a.pt2")]
+    assert om2p.main(["--evaluate", run, *export], *entry) == 0
+    obs, noise = torch.randn(5, 3, 24), torch.randn(5, 3, 1, 2)
+    actions = torch.export.load(tmp_path / "a.pt2").module()(obs, noise)
+    for i, saved in enumerate(torch.load(f"{run}/checkpoint.pt", weights_only=True)["agents"]):
+        one_step = baselines.OneStepPolicy(24, 2, 8, 4)
+        weights = {k.removeprefix("one_step."): x for k, x in saved["policy"].items() if "one_step." in k}
+        one_step.load_state_dict(weights)
+        assert torch.allclose(actions[:, i], one_step.act(obs[:, i], noise[:, i, 0]), atol=1e-6)
+    many = str(tmp_path / "many")
+    train[1] = "ma-sfbc"
+    assert om2p.main([*train, "--steps", "1", "--diffusion-steps", "1", "--out", many], *entry) == 0
     for command, program, message in (
-        (export, entry, "do not act in one step"),
+        (["--evaluate", many, *export], entry, "do not act in one step"),
         (["--evaluate", run], (), "another program"),
         (["--resume", "--out", run], (), "another program"),
     ):
@@ -202,6 +215,7 @@ def test_grids_have_the_right_runs_and_skip_what_is_done(tmp_path, monkeypatch):
             row |= {"return": 1.0, "return_std": 0.0, "training_seconds": "1.0"}
             yield run, [row | {"last": "0"}, row | {"last": "1"}]
 
+    path.write_text("cell,command,last\nworld/expert,om2p.py --seed 9,0\n")  # nothing but a run that was cut short
     reproduce.run_all(runs[:3], path, engine)
     whole = path.read_bytes()
     with open(path, "ab") as file:  # a run that was cut short while it was written
@@ -290,6 +304,16 @@ def test_the_grid_runner_takes_whole_words(monkeypatch, capsys):
     assert capsys.readouterr().err == "reproduce.py: world/expert omar: run reproduce.py --tune first\n"
 
 
+def test_table_2_prints_what_is_there_and_runs_nothing_again():
+    before = (reproduce.RESULTS / "table_2.csv").read_bytes()
+    command = [sys.executable, reproduce.__file__, "--table", "2"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0 and out.stdout.count(" steps)\n") == 6, out.stderr
+    assert (reproduce.RESULTS / "table_2.csv").read_bytes() == before
+    refused = subprocess.run([*command, "--show"], capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2 and "--table 2 times one system after the other" in refused.stderr
+
+
 def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
     """Made-up returns in which MA-FQL is best on World medium and OM2P everywhere else."""
     monkeypatch.setattr(reproduce, "tuned", lambda *_: ())
@@ -315,22 +339,24 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
         drawn = [axes for axes in evidence.picture(name).axes if axes.has_data()]
         assert len(drawn) == {"table1": 4, "figure2": 2, "figure3": 4, "figure4": 2, "ablations": 5}[name]
     text = "\n".join(evidence.verdicts_table_1())
-    assert text.count("    MA-FQL: +5 +- 0, above (3 seeds); x 1.04 (paper x 1.09)") == 1  # World: 127 / 122
-    assert text.count("    OMAR: +20 +- 0, above (3 seeds); x 1.19") == 4  # 127 / 107
+    assert text.count("    MA-FQL: +5.0 +- 0.0, above (3 seeds); x 1.04 (paper x 1.09)") == 1  # World: 127 / 122
+    assert text.count("    OMAR: +20.0 +- 0.0, above (3 seeds); x 1.19") == 4  # 127 / 107
     assert text.count("x 1.19 (paper x 2.47)") == 1
-    assert text.count("best MA-FQL, OM2P 10 behind (its standard deviation is 1)") == 1
+    assert text.count("best MA-FQL, OM2P 10 behind (MA-FQL's standard deviation: 1)") == 1
     assert text.count(": best OM2P, recommended") == 15 and "under BC" not in text
     two, three, four, alone = (verdicts() for verdicts in evidence.VERDICTS.values())
-    assert two.count("    OM2P, paper: +0 +- 0, not told apart (3 seeds)") == 1 and len(two) == 11
-    assert "    --delta-r 0.1 --derivative-dtype float64: +9 +- 0, above (3 seeds)" in two
-    assert "    OM2P, paper, expert: -9 +- 0, below (3 seeds); best 0.1" in three and len(three) == 9
-    assert "    OM2P, recommended, only Q: -30 +- 0, below (3 seeds)" in four and len(four) == 6
-    assert "    OM2P, paper, uniform times on medium-replay, medium: +0 +- 0, not told apart (3 seeds)" in four
+    equal, higher = (f"{verdict} (3 seeds)" for verdict in ("+0.0 +- 0.0, not told apart", "+9.0 +- 0.0, above"))
+    assert two.count(f"    OM2P, paper: {equal}; along the curve {equal}") == 1 and len(two) == 12
+    assert f"    --delta-r 0.1 --derivative-dtype float64: {higher}; along the curve {higher}" in two
+    assert "    OM2P, paper, expert: -9.0 +- 0.0, below (3 seeds); best 0.1" in three and len(three) == 9
+    assert "    OM2P, recommended, only Q: -30.0 +- 0.0, below (3 seeds)" in four and len(four) == 6
+    assert "    OM2P, paper, uniform times on medium-replay, medium: +0.0 +- 0.0, not told apart (3 seeds)" in four
     changes = {line[4:28].strip(): line[28:].split() for line in alone[1:]}
     cells = ["world/medium-replay", "world/medium-expert", "spread/medium-replay", "spread/medium-expert"]
     assert changes[""] == [*cells, "cheetah/medium-expert"] and len(changes) == 15
-    assert changes["--derivative zero"] == ["+0", "+-", "0"] * 2 + ["-40", "+-", "0*"] * 2 + ["+0", "+-", "0"]
-    assert changes["MA-FQL"] == changes["MA-FQL, best of eight"] == ["-10", "+-", "0*"] * 5
+    same, less = ["+0.0", "+-", "0.0"], ["-40.0", "+-", "0.0*"]
+    assert changes["--derivative zero"] == same * 2 + less * 2 + same
+    assert changes["MA-FQL"] == changes["MA-FQL, best of eight"] == ["-10.0", "+-", "0.0*"] * 5
 
 
 def test_differences_are_judged_seed_by_seed():
@@ -338,7 +364,7 @@ def test_differences_are_judged_seed_by_seed():
     assert evidence.T_95 == tuple(scipy.stats.t.ppf(0.975, range(1, 10)).round(2))
     b = {1: 10.0, 2: 20.0, 3: 30.0, 9: 0.0}
     assert evidence.above({3: 37.0, 1: 12.0, 2: 23.0}, b) == "+4 +- 2, not told apart (3 seeds)"
-    assert evidence.above({3: 34.0, 1: 12.0, 2: 23.0}, b) == "+3 +- 1, above (3 seeds)"
+    assert evidence.above({3: 34.0, 1: 12.0, 2: 23.0}, b) == "+3.0 +- 0.6, above (3 seeds)"
     assert evidence.above({1: 8.0}, b) == "-2 (one seed)" and evidence.ablation_text({1: 8.0}, b) == "-2"
     assert evidence.above({4: 8.0}, b) == "no seed in common" and evidence.ablation_text({4: 8.0}, b) == "-"
 

@@ -5,6 +5,7 @@ pytest notebooks/test_notebooks.py
 
 from __future__ import annotations
 
+import base64
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import clumps  # noqa: E402
 
 NOTEBOOKS = sorted(Path(__file__).parent.glob("0*.ipynb"))
+PICTURES = sorted(Path(__file__).parent.glob("pictures/*.png"))
 ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader may write there
     "01": {
         "return None  # your formula": "return v - (r - t) * du_dr",
@@ -112,6 +114,13 @@ def test_runs_as_it_was_saved_and_accepts_the_right_answers(path):
     for k in exercises:
         text = "".join(output.get("text", "") for output in fresh.cells[k].outputs)
         assert "right" in text and not any(word in text for word in ("not yet", "wrong", ": no")), text
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
+def test_the_gallery_shows_what_its_notebook_does(picture):
+    cells = nbformat.read(picture.parent.parent / f"{picture.stem}.ipynb", as_version=4).cells
+    drawn = [output.get("data", {}).get("image/png", "") for cell in cells for output in cell.get("outputs", ())]
+    assert picture.read_bytes() in map(base64.b64decode, drawn)
 
 
 def test_the_exact_flow_to_one_clump_is_linear():
