@@ -60,6 +60,7 @@ PRESETS = {
         "times": "coupled",
         "velocity": "sampled",
         "delta_r": 1e-12,
+        "cloning": "plain",
         "normalise_q": False,
         "candidates": 1,
         "act_noise": 1.0,
@@ -69,6 +70,7 @@ PRESETS = {
         "times": "ordered",
         "velocity": "own",
         "delta_r": 1e-3,
+        "cloning": "weighted",
         "normalise_q": True,
         "candidates": 8,
         "act_noise": 0.5,
@@ -119,6 +121,9 @@ class Config:
     )
     delta_r: float | None = option(None, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
     derivative_dtype: Literal["float32", "float64"] | None = option(None, "of the difference; paper does not say")
+    cloning: Literal["plain", "weighted"] | None = option(
+        None, "all rows of Eq. 2 count alike (paper), or the more, the better the critics hold their actions to be"
+    )
     candidates: int | None = option(
         None, "one-step actions drawn when acting, of which the critics' best is taken; paper 1", low=1
     )
@@ -162,13 +167,14 @@ class Config:
         idle = {"equal_share": "coupled times"} if coupled else {}  # options without effect, and why
         if (fill["act_noise"] if self.act_noise is None else self.act_noise) == 0:
             idle["candidates"] = "--act-noise 0"  # they would all be the same
+        of_difference = ("delta_r", "derivative_dtype")
         if self.derivative != "finite_difference":
-            idle |= dict.fromkeys(("delta_r", "derivative_dtype"), f"--derivative {self.derivative}")
+            idle |= dict.fromkeys(of_difference, f"--derivative {self.derivative}")
         if self.objective == "bc":
-            idle |= dict.fromkeys(("eta", "normalise_q", "candidates"), "--objective bc")
+            idle |= dict.fromkeys(("eta", "normalise_q", "candidates", "cloning"), "--objective bc")
         if self.objective == "q":
-            cloning = ("xi", "times", "equal_share", "velocity", "derivative", "delta_r", "derivative_dtype")
-            idle |= dict.fromkeys(cloning, "--objective q")
+            of_cloning = ("cloning", "xi", "times", "equal_share", "velocity", "derivative", *of_difference)
+            idle |= dict.fromkeys(of_cloning, "--objective q")
         for name, reason in idle.items():
             if getattr(self, name) not in (None, getattr(Config, name)):
                 raise ValueError(f"--{name.replace('_', '-')} has no effect with {reason}: leave one of them out")
@@ -219,6 +225,11 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q (B, 1) for obs (B, O) and action (B, A)."""
         return self.net(torch.cat([obs, action], -1))
+
+
+def mean_q(critics: Sequence[nn.Module], obs: Tensor, action: Tensor) -> Tensor:
+    """The mean of the critics (B, 1) for obs (B, O) and action (B, A)."""
+    return torch.stack([q(obs, action) for q in critics]).mean(0)
 
 
 # ------------------------------------------------------------------------------------------------------ timesteps
@@ -355,13 +366,15 @@ def mean_flow_loss(
     velocity: str | None = "sampled",
     equal_rows: int = 0,
     u: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Info]:
     """Mean-flow behaviour cloning, Eq. 2, for noise (B, A) and times r, t (B, 1).
 
     `delta_r` and `dtype` are those of `finite_difference`; `u` is u(a_r, r, t), with its graph, if already known.
     Where r = t the target is v: that it is so in the first `equal_rows` spares their derivative.
     `velocity` "own" replaces v = action - noise where r < t by u(a_r, r, r), its mean at a_r as learned where r = t: a
-    target without v's chance (not in the paper; Eulerian self-distillation, arXiv 2505.18825).
+    target without v's chance (not in the paper; Eulerian self-distillation, arXiv 2505.18825). `weight` (B, 1), of mean
+    1, says how much each row counts.
     """
     a_r, v = path(action, noise, r)
     u = policy(obs, a_r, r, t) if u is None else u
@@ -379,8 +392,20 @@ def mean_flow_loss(
     else:
         raise ValueError(f"derivative {derivative!r}: choose from finite_difference, exact, zero")
     u_target[equal_rows:] = v - (r - t) * du_dr  # Eq. 2; no gradient flows through it
-    loss = (u - u_target).square().sum(-1).mean()
+    error = (u - u_target).square().sum(-1, keepdim=True)
+    loss = (error if weight is None else weight * error).mean()
     return loss, {"bc_loss": loss.detach(), "du_dr": du_dr.abs().sum() / max(du_dr.numel(), 1)}
+
+
+def cloning_weights(advantage: Tensor, eta: float = 1.0) -> Tensor:
+    """Weights (B, 1), of mean 1, for rows whose actions are better by `advantage` (B, 1) than the policy's own.
+
+    exp(eta advantage) is by how much the policy that is best under Eq. 6, with a KL divergence for L_bc, prefers an
+    action to the data's policy (not in the paper; as AWR does, arXiv 1910.00177). Where eta is so large that few rows
+    would be left, it is lowered until the exponents have a standard deviation of 1.
+    """
+    exponent = eta * advantage
+    return torch.softmax(exponent / exponent.std(correction=0).clamp_min(1.0), 0) * len(exponent)
 
 
 def critic_loss(
@@ -394,7 +419,7 @@ def critic_loss(
     """Squared Bellman error of both critics, Eq. 7; noise (B, A) becomes the target policy's next action."""
     with torch.no_grad():
         next_action = target_policy.act(batch.next_obs, noise)
-        next_q = torch.stack([q(batch.next_obs, next_action) for q in target_critics]).mean(0)  # mean_j Q'_j
+        next_q = mean_q(target_critics, batch.next_obs, next_action)  # mean_j Q'_j
         target = batch.reward + gamma * (1 - batch.terminal) * next_q
     loss = sum((q(batch.obs, batch.action) - target).square().mean() for q in critics)  # Eq. 7
     return loss, {"critic_loss": loss.detach(), "target_q": target.mean()}
@@ -411,28 +436,33 @@ def policy_loss(
     eta: float | None = 1.0,
     normalise_q: bool | None = True,
     objective: str = "both",
-    **cloning: Any,
+    cloning: str | None = "plain",
+    **options: Any,
 ) -> tuple[Tensor, Info]:
     """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
 
-    noise (B, A), r and t (B, 1) and `cloning` belong to L_bc (`mean_flow_loss`), act_noise (B, A) becomes a~.
+    noise (B, A), r and t (B, 1) and `options` belong to L_bc (`mean_flow_loss`), act_noise (B, A) becomes a~.
     `normalise_q` divides Q by its mean absolute value, so that eta means the same at every scale of reward (not in the
-    paper; as in FQL and TD3+BC).
+    paper; as in FQL and TD3+BC). `cloning` "weighted" gives the rows of L_bc `cloning_weights`.
     """
     a_r, _ = path(batch.action, noise, r)
     zero, one = torch.zeros_like(r), torch.ones_like(r)
     # u(a_r, r, t) and u(act_noise, 0, 1) in one pass over twice the rows
     pairs = ((batch.obs, batch.obs), (a_r, act_noise), (r, zero), (t, one))
     u, u_act = policy(*(torch.cat(pair) for pair in pairs)).chunk(2)
-    loss, info = torch.zeros((), device=u.device), {}
-    if objective != "q":
-        loss, info = mean_flow_loss(policy, batch.obs, batch.action, noise, r, t, **cloning, u=u)
+    loss, info, weight = torch.zeros((), device=u.device), {}, None
     if objective != "bc":
         a = (act_noise + u_act).clamp(-1, 1)  # a~, Eq. 3 in one step
-        q = torch.stack([critic(batch.obs, a) for critic in critics]).mean(0)
+        q = mean_q(critics, batch.obs, a)
         scale = q.detach().abs().mean().clamp_min(1e-6) if normalise_q else 1.0
         loss = loss - eta * q.mean() / scale  # Eq. 6
-        info |= {"q": q.detach().mean()}
+        info = {"q": q.detach().mean()}
+        if cloning == "weighted":
+            with torch.no_grad():
+                weight = cloning_weights((mean_q(critics, batch.obs, batch.action) - q) / scale, eta)
+    if objective != "q":
+        bc_loss, bc_info = mean_flow_loss(policy, batch.obs, batch.action, noise, r, t, **options, u=u, weight=weight)
+        loss, info = loss + bc_loss, bc_info | info
     return loss, info | {"policy_loss": loss.detach()}
 
 
@@ -468,7 +498,7 @@ class Agent:
         r, t = sample_times(c.xi or UNIFORM, len(noise), c.times or "coupled", c.equal_share, self.generator)
         dtype = getattr(torch, c.derivative_dtype or "float32")
         options = {"derivative": c.derivative, "delta_r": c.delta_r, "dtype": dtype, "velocity": c.velocity}
-        options |= {"eta": c.eta, "normalise_q": c.normalise_q, "objective": c.objective}
+        options |= {"eta": c.eta, "normalise_q": c.normalise_q, "objective": c.objective, "cloning": c.cloning}
         options["equal_rows"] = count_equal(c.equal_share, len(noise))
         loss, policy_info = policy_loss(self.policy, self.critics, batch, noise, act_noise, r, t, **options)
         descend(self.policy_optimizer, loss)
@@ -497,8 +527,7 @@ class Agent:
         actions = policy.act(rows, noise.flatten(0, 1))
         if noise.shape[1] == 1:
             return actions
-        q = torch.stack([critic(rows, actions) for critic in critics]).mean(0)
-        best = q.view(B, -1, 1).argmax(1, keepdim=True).expand(-1, 1, A)
+        best = mean_q(critics, rows, actions).view(B, -1, 1).argmax(1, keepdim=True).expand(-1, 1, A)
         return actions.view(noise.shape).gather(1, best)[:, 0]
 
     def state_dict(self) -> dict[str, Any]:

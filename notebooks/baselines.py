@@ -28,7 +28,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import om2p  # noqa: E402
-from om2p import Batch, Critic, Info, critic_loss, descend, mlp, option, path, soft_update  # noqa: E402
+from om2p import Batch, Critic, Info, critic_loss, descend, mean_q, mlp, option, path, soft_update  # noqa: E402
 
 ALPHA = {"ma-fql": 1.0, "ma-sfbc": 10.0, "ma-cql": 1.0, "omar": 1.0}
 CANDIDATES = {"ma-sfbc": 32, "ma-fql": 1}
@@ -44,6 +44,7 @@ ONLY_OM2P = (
     "velocity",
     "delta_r",
     "derivative_dtype",
+    "cloning",
 )
 OPTIONS_OF = {  # which systems have an option that not all have
     "alpha": tuple(ALPHA),
@@ -281,7 +282,7 @@ class MAFQL(Baseline):
 
 def q_term(critics: Sequence[nn.Module], obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     """-Q / mean |Q| of actions (B, A), and the mean Q."""
-    q = torch.stack([critic(obs, action) for critic in critics]).mean(0)
+    q = mean_q(critics, obs, action)
     return -q.mean() / q.detach().abs().mean().clamp_min(1e-6), q.detach().mean()
 
 
@@ -299,7 +300,7 @@ class MASfBC(Baseline):
     def weights(self, critics: Sequence[nn.Module], obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """softmax(alpha Q / mean |Q|) (B, K) of candidates (B, K, A), and their Q (B, K); the mean is over all rows."""
         rows = obs.repeat_interleave(actions.shape[1], 0)
-        q = torch.stack([critic(rows, actions.flatten(0, 1)) for critic in critics]).mean(0).view(actions.shape[:2])
+        q = mean_q(critics, rows, actions.flatten(0, 1)).view(actions.shape[:2])
         return torch.softmax(self.config.alpha * q / q.abs().mean().clamp_min(1e-6), 1), q
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:

@@ -310,13 +310,18 @@ def two_by_two(name: str, values: str, other: str, others: str) -> list[str]:
     return [f"{name} {value} {other} {scale}" for value in values.split() for scale in others.split()]
 
 
+def weighted(etas: str) -> list[str]:
+    """Each of these weights of Q, with the default's cloning said as well, so that a run is known by it."""
+    return [f"--eta {eta} --cloning weighted" for eta in etas.split()]
+
+
 TUNED = {  # per system and task, or cell: all options of its own that are tried, those nearest to the data first
     "om2p": {
-        "world": ["--eta 30", "--eta 100", "--eta 300", "--eta 1000"],
-        "world/expert": ["--eta 10", "--eta 30", "--eta 100", "--eta 300"],
-        "tag/expert": ["--eta 3", "--eta 10", "--eta 30", "--eta 100"],
-        "spread": ["--eta 10", "--eta 30", "--eta 100", "--eta 300"],
-        "spread/expert": ["--eta 1", "--eta 3", "--eta 10", "--eta 30"],
+        "world": weighted("30 100 300"),
+        "world/medium-replay": weighted("100 300 1000"),
+        "tag/expert": weighted("10 30 100"),
+        "spread": weighted("10 30 100"),
+        "spread/expert": weighted("1 3 10"),
         "halfcheetah": two_by_two("--eta", "0.01 0.1", "--act-noise", "0 0.5"),
     },
     "ma-fql": {
@@ -366,7 +371,7 @@ def tuned(system: str, cell: str) -> tuple[str, ...]:
     if system == "om2p":
         env, quality = cell.split("/")
         eta, act_noise = RECOMMENDED[env][QUALITIES.index(quality)]
-        return ("--eta", f"{eta:g}", "--act-noise", f"{act_noise:g}")
+        return ("--eta", f"{eta:g}", "--act-noise", f"{act_noise:g}", "--cloning", "weighted")
     return found(system, cell) if system in TUNED else ()
 
 
