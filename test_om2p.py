@@ -354,6 +354,47 @@ def test_policy_loss_is_eq_6(normalise):
     assert info["q"].item() == pytest.approx(q.mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.5])
+def test_weights_tilt_the_data_as_the_best_policy_does(eta):
+    """Of actions N(0, s^2) and Q = k a, the policy that maximises eta E[Q] - KL(policy, data) is N(eta k s^2, s^2)."""
+    s, k = 0.3, 2.0
+    action = s * torch.randn(200_000, 1, generator=generator()).double()
+    w = om2p.cloning_weights(k * action + 5.0, eta)  # what all actions have in common says nothing
+    assert w.shape == action.shape and w.mean().item() == pytest.approx(1)
+    mean = (w * action).mean()
+    assert mean.item() == pytest.approx(eta * k * s**2, abs=3e-3)
+    assert (w * (action - mean).square()).mean().item() == pytest.approx(s**2, rel=0.02)
+
+
+def test_weights_leave_many_rows_and_equal_values_alone():
+    """However large eta is, the exponents keep a standard deviation of 1, so that no few rows are all that counts."""
+    g = generator()
+    advantage = torch.randn(10_000, 1, generator=g)
+    w = om2p.cloning_weights(advantage, 1e6)
+    torch.testing.assert_close(w, om2p.cloning_weights(2 * advantage, 1e4))  # nor does the scale of Q matter then
+    log = w.log() - w.log().mean()
+    torch.testing.assert_close(log, (advantage - advantage.mean()) / advantage.std(correction=0))
+    assert w.sum() ** 2 / w.square().sum() > 10_000 / 4  # effective rows: e^-1 of them
+    for same in (torch.full((8, 1), 3.0), torch.zeros(1, 1)):
+        assert torch.equal(om2p.cloning_weights(same, 1e6), torch.ones_like(same))
+
+
+def test_weighted_cloning_is_eq_2_with_weights():
+    b, policy, critics = random_batch(), small_policy(), [Linear(1.0, 2.0), Linear(-1.0, 0.5)]
+    noise, act_noise, r, t = torch.randn(64, 2), torch.randn(64, 2), torch.rand(64, 1), torch.rand(64, 1)
+    rows = [[x[k : k + 1] for x in (b.obs, b.action, noise, r, t)] for k in range(64)]
+    each = np.array([om2p.mean_flow_loss(policy, *row, "exact")[0].item() for row in rows])
+    a = (act_noise + policy(b.obs, act_noise, torch.zeros(64, 1), torch.ones(64, 1))).clamp(-1, 1).detach()
+    better = ((b.action - a) @ torch.tensor([0.0, 1.25])).double().numpy()  # the observation's part cancels
+    w = np.exp(0.4 * better) / np.exp(0.4 * better).mean()
+    q = (a @ torch.tensor([0.0, 1.25]) + b.obs.sum(-1)).mean().item()
+    args = (policy, critics, b, noise, act_noise, r, t, 0.4, False)
+    loss, info = om2p.policy_loss(*args, derivative="exact", cloning="weighted")
+    assert info["bc_loss"].item() == pytest.approx((w * each).mean(), rel=1e-4)
+    assert loss.item() == pytest.approx((w * each).mean() - 0.4 * q, rel=1e-4)
+    assert info["bc_loss"].item() != pytest.approx(each.mean(), rel=1e-2)
+
+
 # ----------------------------------------------------------------------------------------------------- agent
 
 
@@ -403,6 +444,7 @@ VARIANTS = [
     {"derivative": "zero", "times": "coupled"},
     {"objective": "bc"},
     {"objective": "q"},
+    {"cloning": "plain"},
     {"normalise_q": False, "eta": 0.5, "xi": (2.0, 0.0, 0.0, 0.0)},
 ]
 
@@ -1247,6 +1289,7 @@ REFUSED = {
     "--times": ["--objective", "q", "--times", "ordered"],
     "--derivative": ["--objective", "q", "--derivative", "exact"],
     "--velocity": ["--times", "coupled", "--velocity", "own"],
+    "--cloning": ["--objective", "bc", "--cloning", "weighted"],
     "--hidden-dim": ["--hidden-dim", "many"],
 }
 
@@ -1301,6 +1344,7 @@ def test_presets_are_what_the_readme_says():
     assert (ours.times, ours.equal_share, ours.delta_r, ours.derivative_dtype) == ("ordered", 0.5, 1e-3, "float32")
     assert (ours.eta, ours.normalise_q) == (30.0, True)
     assert (paper.velocity, ours.velocity) == ("sampled", "own")
+    assert (paper.cloning, ours.cloning) == ("plain", "weighted")
     assert Config(times="coupled").resolve().velocity == Config(equal_share=0.0).resolve().velocity == "sampled"
     assert (paper.candidates, ours.candidates) == (1, 8)
     noise = [c.resolve("medium").act_noise for c in (paper, ours, Config(env="halfcheetah"), Config(env="my:task"))]
