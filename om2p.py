@@ -60,7 +60,6 @@ PRESETS = {
         "times": "coupled",
         "velocity": "sampled",
         "delta_r": 1e-12,
-        "cloning": "plain",
         "normalise_q": False,
         "candidates": 1,
         "act_noise": 1.0,
@@ -70,7 +69,6 @@ PRESETS = {
         "times": "ordered",
         "velocity": "own",
         "delta_r": 1e-3,
-        "cloning": "weighted",
         "normalise_q": True,
         "candidates": 8,
         "act_noise": 0.5,
@@ -84,6 +82,7 @@ RECOMMENDED = {  # eta on normalised Q, and act_noise, from the search in notebo
     "spread": ((30.0, 1.0), (10.0, 1.0), (10.0, 1.0), (1.0, 1.0)),
     "halfcheetah": ((0.01, 0.0), (0.01, 0.5), (0.01, 0.5), (0.01, 0.0)),
 }
+WEIGHTED = (("spread", "medium"), ("spread", "medium-expert"))  # where that search found weighted cloning better
 
 
 def option(default: Any, text: str, low: float = 0.0, high: float = float("inf")) -> Any:
@@ -149,13 +148,14 @@ class Config:
     def resolve(self, quality: str = "expert") -> Config:
         """Fill in each `None` for data of this quality; raise ValueError for an option that has no effect."""
         out = f"runs/{self.env.replace(':', '.')}-{quality}-seed{self.seed}"
-        fill = {"eta": 1.0, "xi": UNIFORM, "out": out, "equal_share": 0.5} | PRESETS[self.preset]
+        fill = {"eta": 1.0, "xi": UNIFORM, "out": out, "equal_share": 0.5, "cloning": "plain"} | PRESETS[self.preset]
         if self.env in TABLE_3_ETA and quality in QUALITIES:
             k = QUALITIES.index(quality)
             if self.preset == "paper":
                 fill |= {"eta": TABLE_3_ETA[self.env][k], "xi": TABLE_3_XI.get((self.env, quality), UNIFORM)}
             else:
                 fill |= dict(zip(("eta", "act_noise"), RECOMMENDED[self.env][k]))
+                fill["cloning"] = "weighted" if (self.env, quality) in WEIGHTED else "plain"
         # below 1e-5 float32's rounding of r + delta_r eats the difference: tens of percent at 1e-6, all at 1e-8
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"
         coupled = (self.times or fill["times"]) == "coupled"

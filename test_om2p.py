@@ -444,7 +444,7 @@ VARIANTS = [
     {"derivative": "zero", "times": "coupled"},
     {"objective": "bc"},
     {"objective": "q"},
-    {"cloning": "plain"},
+    {"cloning": "weighted"},
     {"normalise_q": False, "eta": 0.5, "xi": (2.0, 0.0, 0.0, 0.0)},
 ]
 
@@ -1344,7 +1344,9 @@ def test_presets_are_what_the_readme_says():
     assert (ours.times, ours.equal_share, ours.delta_r, ours.derivative_dtype) == ("ordered", 0.5, 1e-3, "float32")
     assert (ours.eta, ours.normalise_q) == (30.0, True)
     assert (paper.velocity, ours.velocity) == ("sampled", "own")
-    assert (paper.cloning, ours.cloning) == ("plain", "weighted")
+    assert paper.cloning == ours.cloning == Config(env="my:task").resolve("medium").cloning == "plain"
+    weighted = [Config(env="spread", preset=preset).resolve("medium").cloning for preset in ("paper", "recommended")]
+    assert weighted == ["plain", "weighted"]
     assert Config(times="coupled").resolve().velocity == Config(equal_share=0.0).resolve().velocity == "sampled"
     assert (paper.candidates, ours.candidates) == (1, 8)
     noise = [c.resolve("medium").act_noise for c in (paper, ours, Config(env="halfcheetah"), Config(env="my:task"))]

@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from data import whole_file  # noqa: E402
-from om2p import QUALITIES, RECOMMENDED, TABLE_3_ETA, TABLE_3_XI  # noqa: E402
+from om2p import QUALITIES, RECOMMENDED, TABLE_3_ETA, TABLE_3_XI, WEIGHTED  # noqa: E402
 
 RESULTS, DATA = HERE / "results", Path(os.environ.get("OM2P_DATA", HERE / "data"))
 ENVS = tuple(TABLE_3_ETA)
@@ -293,7 +293,8 @@ def ablations() -> list[Run]:
     cells = [f"{env}/{quality}" for env in ("world", "spread") for quality in ("medium-replay", "medium-expert")]
     runs = []
     for seed, cell in itertools.product(SEEDS, [*cells, "halfcheetah/medium-expert"]):
-        runs += [Run("om2p", cell, seed, (*SHORT, *change.split())) for change in changes]
+        other = "--cloning plain" if tuple(cell.split("/")) in WEIGHTED else "--cloning weighted"
+        runs += [Run("om2p", cell, seed, (*SHORT, *change.split())) for change in [*changes, other]]
         fql = (*SHORT, *tuned("ma-fql", cell))
         runs.append(Run("ma-fql", cell, seed, fql))
         if fql[-2:] != ("--act-noise", "0"):  # without noise all candidates are the same
@@ -310,18 +311,20 @@ def two_by_two(name: str, values: str, other: str, others: str) -> list[str]:
     return [f"{name} {value} {other} {scale}" for value in values.split() for scale in others.split()]
 
 
-def weighted(etas: str) -> list[str]:
-    """Each of these weights of Q, with the default's cloning said as well, so that a run is known by it."""
-    return [f"--eta {eta} --cloning weighted" for eta in etas.split()]
+def cloned(etas: str) -> list[str]:
+    """Each of these weights of Q with plain cloning, then with weighted."""
+    return [f"--eta {eta} --cloning {cloning}" for cloning in ("plain", "weighted") for eta in etas.split()]
 
 
 TUNED = {  # per system and task, or cell: all options of its own that are tried, those nearest to the data first
     "om2p": {
-        "world": weighted("30 100 300"),
-        "world/medium-replay": weighted("100 300 1000"),
-        "tag/expert": weighted("10 30 100"),
-        "spread": weighted("10 30 100"),
-        "spread/expert": weighted("1 3 10"),
+        "world": cloned("30 100"),
+        "world/medium-replay": cloned("300 1000"),
+        "tag/medium-expert": cloned("100 300"),
+        "tag/expert": cloned("10 30"),
+        "spread": cloned("10 30"),
+        "spread/medium-replay": cloned("30 100"),
+        "spread/expert": cloned("1 3"),
         "halfcheetah": two_by_two("--eta", "0.01 0.1", "--act-noise", "0 0.5"),
     },
     "ma-fql": {
@@ -371,7 +374,8 @@ def tuned(system: str, cell: str) -> tuple[str, ...]:
     if system == "om2p":
         env, quality = cell.split("/")
         eta, act_noise = RECOMMENDED[env][QUALITIES.index(quality)]
-        return ("--eta", f"{eta:g}", "--act-noise", f"{act_noise:g}", "--cloning", "weighted")
+        setting = ("--eta", f"{eta:g}", "--act-noise", f"{act_noise:g}")
+        return (*setting, "--cloning", "weighted") if (env, quality) in WEIGHTED else setting
     return found(system, cell) if system in TUNED else ()
 
 

@@ -262,6 +262,7 @@ def test_the_recommended_settings_are_those_that_the_search_found():
         eta, act_noise = om2p.RECOMMENDED[env][om2p.QUALITIES.index(quality)]
         best = reproduce.found("om2p", cell)
         given = {"--eta": f"{eta:g}", "--act-noise": f"{act_noise:g}"}
+        given["--cloning"] = "weighted" if (env, quality) in om2p.WEIGHTED else "plain"
         assert all(given[name] == value for name, value in zip(best[::2], best[1::2], strict=True))
 
 
@@ -353,7 +354,7 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
     assert "    OM2P, paper, uniform times on medium-replay, medium: +0.0 +- 0.0, not told apart (3 seeds)" in four
     changes = {line[4:28].strip(): line[28:].split() for line in alone[1:]}
     cells = ["world/medium-replay", "world/medium-expert", "spread/medium-replay", "spread/medium-expert"]
-    assert changes[""] == [*cells, "cheetah/medium-expert"] and len(changes) == 15
+    assert changes[""] == [*cells, "cheetah/medium-expert"] and len(changes) == 17
     same, less = ["+0.0", "+-", "0.0"], ["-40.0", "+-", "0.0*"]
     assert changes["--derivative zero"] == same * 2 + less * 2 + same
     assert changes["MA-FQL"] == changes["MA-FQL, best of eight"] == ["-10.0", "+-", "0.0*"] * 5
