@@ -6,6 +6,7 @@ Needs `pip install -r notebooks/requirements.txt` too. `--only latency start-up`
   and of the compared systems. Its own products are every matrix product of that same step, replayed alone with operands
   of the same shape and layout; the warm rate is that of one 256 x 512 x 512 product, repeated on the same operands.
   Memory is the bytes of live tensors: networks, targets, optimizers, and the most that one agent's update adds to them.
+- budget: the training step of the systems in Table 1, at its width of 128 and with its one thread.
 - latency: one agent's action, in one step, as the critics' best of eight such, in ten steps of a flow, in fifteen of a
   diffusion; networks of one size.
 - growth: the time and memory of a training step with more agents, wider networks, larger batches.
@@ -55,6 +56,15 @@ SYSTEMS = {
     "om2p, zero": {"derivative": "zero"},
     "ma-fql": {"algorithm": "ma-fql"},
     "ma-sfbc": {"algorithm": "ma-sfbc"},
+}
+BUDGET = {  # as reproduce.py calls them
+    "om2p": {},
+    "om2p, weighted cloning": {"cloning": "weighted"},
+    "om2p-paper": {"preset": "paper"},
+    "ma-fql": {"algorithm": "ma-fql"},
+    "ma-sfbc": {"algorithm": "ma-sfbc", "target_candidates": 4},
+    "omar": {"algorithm": "omar"},
+    "bc": {"algorithm": "bc"},
 }
 GROWTH = {"agents": (1, 2, 4, 8, 16), "width": (64, 128, 256, 512, 1024), "batch": (64, 256, 1024, 4096)}
 DEVICE = om2p.pick_device("auto")
@@ -215,6 +225,22 @@ def measure_updates() -> Iterator[Row]:
         yield f"{name}: training memory", training_bytes(make_agents(options), random_batch()) / 1e6, "MB"
 
 
+def measure_budget(rounds: int = 15) -> Iterator[Row]:
+    """What a step of Table 1's systems costs there, and beside OM2P's."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    steps = {
+        name: partial(step, make_agents(options | {"hidden_dim": 128}), random_batch())
+        for name, options in BUDGET.items()
+    }
+    times = interleaved(steps, rounds)
+    torch.set_num_threads(cores)
+    for name in BUDGET:
+        yield f"{name}: update at width 128", 1e3 * statistics.median(times[name]), "ms"
+        ratio = statistics.median(t / o for t, o in zip(times[name], times["om2p"]))
+        yield f"{name}: update at width 128 / om2p's", ratio, "ratio"
+
+
 def measure_growth(rounds: int = 7) -> Iterator[Row]:
     """Time and memory of a step with more agents, wider networks, larger batches, the rest as above."""
     for what, values in GROWTH.items():
@@ -364,6 +390,7 @@ def measure_start_up(rounds: int = 5) -> Iterator[Row]:
 
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "update": measure_updates,
+    "budget": measure_budget,
     "latency": measure_latency,
     "growth": measure_growth,
     "evaluation": measure_evaluation,

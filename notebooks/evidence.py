@@ -8,6 +8,7 @@ It uses what `reproduce.py` and `table_2.py` have written so far; what is missin
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
 from reproduce import CELLS, ENVS, RESULTS, SYSTEMS, BySeed, finals, mean_and_spread, read, table  # noqa: E402
 
-from om2p import QUALITIES  # noqa: E402
+from om2p import QUALITIES, WEIGHTED  # noqa: E402
 
 PAPER = {  # Table 1: mean return over 5 seeds, for data of each of QUALITIES
     "tag": {
@@ -158,6 +159,49 @@ def verdict_cell(env: str, quality: str, scores: dict[str, BySeed], data: float)
     if (env, quality) in OVER_DATA:
         text += f"; x {mean['om2p'] / data:.2f} of the data (paper x {OVER_DATA[env, quality]})"
     return text
+
+
+def along_the_way() -> dict[tuple[str, str], dict[int, BySeed]]:
+    """Evaluations of 10 episodes while training, averaged over the kinds of data: by task and system, by step."""
+    found: dict[tuple[str, str], dict[int, dict[str, BySeed]]] = {}
+    for row in read(RESULTS / "table1.csv"):
+        if row["last"] == "0":
+            env, quality = row["cell"].split("/")
+            by_quality = found.setdefault((env, row["system"]), {}).setdefault(int(row["step"]), {})
+            by_quality.setdefault(quality, {})[int(row["seed"])] = float(row["return"])
+    return {
+        key: {step: average(by_quality, list(QUALITIES)) for step, by_quality in sorted(by_step.items())}
+        for key, by_step in found.items()
+        if all(len(by_quality) == len(QUALITIES) for by_quality in by_step.values())
+    }
+
+
+def at_step(by_step: dict[int, BySeed], step: float) -> BySeed:
+    """The return of every seed at a step between two evaluations, on the line between them."""
+    before, after = max(s for s in by_step if s <= step), min(s for s in by_step if s >= step)
+    share = (step - before) / max(after - before, 1)
+    return {seed: (1 - share) * x + share * by_step[after][seed] for seed, x in by_step[before].items()}
+
+
+def step_costs() -> dict[str, float]:
+    """How many of OM2P's training steps one step of each system in Table 1 takes (`benchmark.py --only budget`)."""
+    ending = ": update at width 128 / om2p's"
+    rows = table(RESULTS / "benchmark.csv")
+    return {row["figure"].removesuffix(ending): float(row["value"]) for row in rows if row["figure"].endswith(ending)}
+
+
+def verdicts_equal_time() -> list[str]:
+    """OM2P after all steps beside a slower system after as many as it makes in the same training time."""
+    curve, cost = along_the_way(), step_costs()
+    lines = ["Table 1 at equal training time: average of OM2P at its end, minus a slower system's by then:"]
+    for env, system in itertools.product(ENVS, SYSTEMS):
+        own = [cost["om2p, weighted cloning"] if (env, quality) in WEIGHTED else 1.0 for quality in QUALITIES]
+        share = statistics.mean(own) / cost[system]
+        if share < 1 and {(env, system), (env, "om2p")} <= curve.keys():
+            ours, last = curve[env, "om2p"], max(curve[env, "om2p"])
+            verdict = above(ours[last], at_step(curve[env, system], share * last))
+            lines.append(f"    {TASKS[env]}, {NAMES[system]} after {share * last:.0f} steps: {verdict}")
+    return lines
 
 
 def draw_table_1(figure: Figure) -> None:
@@ -477,7 +521,7 @@ def main() -> None:
         if (RESULTS / f"{name}.csv").exists():
             picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
     if (RESULTS / "table1.csv").exists():
-        print(text_table_1(), *verdicts_table_1(), sep="\n")
+        print(text_table_1(), *verdicts_table_1(), *verdicts_equal_time(), sep="\n")
     for verdicts in VERDICTS.values():
         print(*verdicts(), sep="\n")
     print(text_table_2())

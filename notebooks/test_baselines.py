@@ -393,6 +393,42 @@ def test_table_1_says_what_it_has(tmp_path, monkeypatch):
         evidence.table_1()
 
 
+def test_equal_training_time(tmp_path, monkeypatch):
+    """MA-FQL costs twice as much and learns twice as fast; OMAR three times and half as fast again; BC costs less."""
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    slopes, rows = {"om2p": 1.0, "ma-fql": 2.0, "omar": 1.5, "bc": 9.0}, []
+    for system, quality, seed in itertools.product(slopes, om2p.QUALITIES, (1, 2, 3)):
+        for step in (500, 1000, 1500, 2000, 2500, 2500):
+            last = int(sum(row["step"] == 2500 for row in rows[-1:]) and step == 2500)
+            row = {
+                "cell": f"world/{quality}",
+                "system": system,
+                "options": "",
+                "seed": seed,
+                "last": last,
+                "step": step,
+            }
+            value = -1 if last else slopes[system] * step / 10 + seed
+            rows.append(row | {"command": f"{system} {quality} {seed}", "return": value})
+    reproduce.append(tmp_path / "table1.csv", rows)
+    costs = {
+        "om2p": 1.0,
+        "om2p, weighted cloning": 1.5,
+        "om2p-paper": 2.0,
+        "ma-fql": 2.0,
+        "ma-sfbc": 9.0,
+        "omar": 3.0,
+        "bc": 0.2,
+    }
+    figures = [{"figure": f"{s}: update at width 128 / om2p's", "value": cost} for s, cost in costs.items()]
+    reproduce.append(tmp_path / "benchmark.csv", figures)
+    fql, omar = "+0.0 +- 0.0, not told apart (3 seeds)", "+125.0 +- 0.0, above (3 seeds)"
+    assert evidence.verdicts_equal_time()[1:] == [
+        f"    World, OMAR after 833 steps: {omar}",
+        f"    World, MA-FQL after 1250 steps: {fql}",
+    ]
+
+
 def test_the_mean_of_two_modes_is_near_none():
     batch = two_modes.sample_data(2000, torch.Generator().manual_seed(0))
     assert two_modes.near_share(batch.action) > 0.99
