@@ -460,6 +460,8 @@ def policy_loss(
         if cloning == "weighted":
             with torch.no_grad():
                 weight = cloning_weights((mean_q(critics, batch.obs, batch.action) - q) / scale, eta)
+        elif cloning not in ("plain", None):
+            raise ValueError(f"cloning {cloning!r}: choose from plain, weighted")
     if objective != "q":
         bc_loss, bc_info = mean_flow_loss(policy, batch.obs, batch.action, noise, r, t, **options, u=u, weight=weight)
         loss, info = loss + bc_loss, bc_info | info

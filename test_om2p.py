@@ -393,6 +393,8 @@ def test_weighted_cloning_is_eq_2_with_weights():
     assert info["bc_loss"].item() == pytest.approx((w * each).mean(), rel=1e-4)
     assert loss.item() == pytest.approx((w * each).mean() - 0.4 * q, rel=1e-4)
     assert info["bc_loss"].item() != pytest.approx(each.mean(), rel=1e-2)
+    with pytest.raises(ValueError, match="cloning 'heavy': choose from plain, weighted"):
+        om2p.policy_loss(*args, cloning="heavy")
 
 
 # ----------------------------------------------------------------------------------------------------- agent
