@@ -193,6 +193,8 @@ def step_costs() -> dict[str, float]:
 def verdicts_equal_time() -> list[str]:
     """OM2P after all steps beside a slower system after as many as it makes in the same training time."""
     curve, cost = along_the_way(), step_costs()
+    if not cost:
+        return ["Table 1 at equal training time: run benchmark.py --only budget first"]
     lines = ["Table 1 at equal training time: average of OM2P at its end, minus a slower system's by then:"]
     for env, system in itertools.product(ENVS, SYSTEMS):
         own = [cost["om2p, weighted cloning"] if (env, quality) in WEIGHTED else 1.0 for quality in QUALITIES]
