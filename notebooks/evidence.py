@@ -467,10 +467,16 @@ def ablation_scores() -> dict[str, dict[str, BySeed]]:
     return {cell: scores[cell] for cell in CELLS if cell in scores}
 
 
+def ablation_changes(scores: dict[str, dict[str, BySeed]]) -> list[str]:
+    """All that is changed in some cell, MA-FQL last."""
+    changes = dict.fromkeys(change for by_change in scores.values() for change in by_change)
+    return sorted(changes, key=lambda change: change.startswith("MA-FQL"))
+
+
 def draw_ablations(figure: Figure) -> None:
     """A panel for each cell, a row for each change: mean and standard deviation over seeds; the default as a line."""
     scores = ablation_scores()
-    changes = list(dict.fromkeys(change for by_change in scores.values() for change in by_change))
+    changes = ablation_changes(scores)
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False).flat
     for axes, (cell, by_change) in zip(panels, scores.items()):
         for row, change in enumerate(changes):
@@ -493,8 +499,7 @@ def verdicts_ablations() -> list[str]:
     scores = ablation_scores()
     lines = ["Ablations: the default changed alone, minus the default (*: told apart; no error: one seed)"]
     lines.append(f"    {'':<24}" + "".join(f"{cell.replace('halfcheetah', 'cheetah'):>22}" for cell in scores))
-    changes = dict.fromkeys(change for by_change in scores.values() for change in by_change if change)
-    for change in changes:
+    for change in filter(None, ablation_changes(scores)):
         line = f"    {change:<24}"
         for by_change in scores.values():
             line += f"{ablation_text(by_change.get(change, {}), by_change.get('', {})):>22}"
