@@ -206,18 +206,6 @@ def verdicts_equal_time() -> list[str]:
     return lines
 
 
-def verdicts_longer() -> list[str]:
-    """OM2P beside MA-FQL where that is furthest ahead, after Table 1's steps and after twice as many."""
-    lines = ["Cooperative Navigation, medium-expert, where MA-FQL is furthest ahead: OM2P minus MA-FQL"]
-    for name, steps in (("table1", "2,500"), ("longer", "5,000")):
-        scores = {(cell, system): by_seed for (cell, system, _), by_seed in finals(RESULTS / f"{name}.csv").items()}
-        ours, theirs = (scores.get(("spread/medium-expert", system), {}) for system in ("om2p", "ma-fql"))
-        if ours and theirs:
-            means = " and ".join(f"{statistics.mean(x.values()):.0f}" for x in (ours, theirs))
-            lines.append(f"    after {steps} steps ({means}): {above(ours, theirs)}")
-    return lines
-
-
 def draw_table_1(figure: Figure) -> None:
     """A panel for each task: ours as filled dots with the standard deviation over seeds, the paper's as rings."""
     scores, data = table_1(), data_returns()
@@ -523,7 +511,7 @@ PICTURES = {
     "ablations": (draw_ablations, (14, 5)),
 }
 VERDICTS = {"figure2": verdicts_figure_2, "figure3": verdicts_figure_3, "figure4": verdicts_figure_4}
-VERDICTS |= {"longer": verdicts_longer, "ablations": verdicts_ablations}
+VERDICTS["ablations"] = verdicts_ablations
 
 
 def picture(name: str) -> Figure:

@@ -1,6 +1,6 @@
 """Runs the grids behind Table 1 and Figures 2 to 4, ablations, and the search for the recommended settings.
 
-    python notebooks/reproduce.py --table 1              # likewise --figure 2, 3 or 4, --longer, --ablations, --tune
+    python notebooks/reproduce.py --table 1              # likewise --figure 2, 3 or 4, --ablations, --tune
     python notebooks/reproduce.py --table 1 --engine ray # on a Ray cluster, this machine or RAY_ADDRESS
     python notebooks/reproduce.py --table 1 --only world/expert ma-fql
     python notebooks/reproduce.py --table 1 --show       # the table of what is done so far
@@ -302,12 +302,6 @@ def ablations() -> list[Run]:
     return runs
 
 
-def longer() -> list[Run]:
-    """OM2P and MA-FQL with twice Table 1's steps, on the data where MA-FQL is furthest ahead in it."""
-    grid = itertools.product(SEEDS, ("ma-fql", "om2p"), ("spread/medium-expert",))
-    return [Run(system, cell, seed, ("--steps", "5000", *tuned(system, cell))) for seed, system, cell in grid]
-
-
 TUNE_SEED = 101
 TUNE_STEPS = "2500"  # as in the table: after 1,000 other settings are ahead
 
@@ -403,7 +397,7 @@ def found(system: str, cell: str) -> tuple[str, ...]:
 
 
 GRIDS = {"table1": table_1, "figure2": figure_2, "figure3": figure_3, "figure4": figure_4}
-GRIDS |= {"longer": longer, "ablations": ablations, "tune": tuning}
+GRIDS |= {"ablations": ablations, "tune": tuning}
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
@@ -440,7 +434,6 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--table", choices=["1", "2"])
     which.add_argument("--figure", choices=["2", "3", "4"])
-    which.add_argument("--longer", action="store_true", help="twice Table 1's steps where MA-FQL is furthest ahead")
     which.add_argument("--ablations", action="store_true", help="every choice of the default changed alone")
     which.add_argument("--tune", action="store_true", help="the search for each system's coefficient")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
@@ -453,7 +446,7 @@ def main() -> None:
             parser.error("--table 2 times one system after the other on this machine: leave out --show and --engine")
         only = ["--only", *args.only] if args.only else []
         sys.exit(subprocess.call([sys.executable, str(HERE / "table_2.py"), *only]))
-    grids = {"tune": args.tune, "longer": args.longer, "ablations": args.ablations, f"table{args.table}": args.table}
+    grids = {"tune": args.tune, "ablations": args.ablations, f"table{args.table}": args.table}
     grid = next((name for name, asked in grids.items() if asked), f"figure{args.figure}")
     path = RESULTS / f"{grid}.csv"
     if args.show:
