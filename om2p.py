@@ -155,7 +155,8 @@ class Config:
                 fill |= {"eta": TABLE_3_ETA[self.env][k], "xi": TABLE_3_XI.get((self.env, quality), UNIFORM)}
             else:
                 fill |= dict(zip(("eta", "act_noise"), RECOMMENDED[self.env][k]))
-                fill["cloning"] = "weighted" if (self.env, quality) in WEIGHTED else "plain"
+                if (self.env, quality) in WEIGHTED:
+                    fill["cloning"] = "weighted"
         # below 1e-5 float32's rounding of r + delta_r eats the difference: tens of percent at 1e-6, all at 1e-8
         fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"
         coupled = (self.times or fill["times"]) == "coupled"
