@@ -267,11 +267,12 @@ def curves(path: Path) -> dict[tuple[str, str], dict[int, BySeed]]:
 def draw_curves(axes: Axes, wanted: dict[str, tuple[str, str]], found: dict) -> None:
     """Mean over seeds against steps, the standard deviation as a band."""
     colours = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY, "black")
-    for (label, key), colour in zip(wanted.items(), colours):
+    styles = [(colour, "-") for colour in colours] + [("black", "--")]
+    for (label, key), (colour, dash) in zip(wanted.items(), styles):
         if by_step := found.get(key):
             points = [(step, *mean_and_spread(values)) for step, values in sorted(by_step.items())]
             steps, means, spreads = (list(column) for column in zip(*points))
-            axes.plot(steps, means, color=colour, label=label)
+            axes.plot(steps, means, dash, color=colour, label=label)
             low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
     axes.set(xlabel="training steps", ylabel="return")

@@ -339,6 +339,8 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
         evidence.picture(name).savefig(tmp_path / f"{name}.png")
         drawn = [axes for axes in evidence.picture(name).axes if axes.has_data()]
         assert len(drawn) == {"table1": 4, "figure2": 2, "figure3": 4, "figure4": 2, "ablations": 5}[name]
+        if name == "figure2":  # a curve for each step and the exact derivative, and the data's return
+            assert [len(axes.lines) for axes in drawn] == [5, 10]
     text = "\n".join(evidence.verdicts_table_1())
     assert text.count("    MA-FQL: +5.0 +- 0.0, above (3 seeds); x 1.04 (paper x 1.09)") == 1  # World: 127 / 122
     assert text.count("    OMAR: +20.0 +- 0.0, above (3 seeds); x 1.19") == 4  # 127 / 107
