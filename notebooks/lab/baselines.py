@@ -1,6 +1,6 @@
 """The systems that OM2P is compared with, built from the parts of om2p.py: same networks, critics, data, evaluation.
 
-    python notebooks/baselines.py --algorithm ma-fql --env world --data expert.npz
+    python notebooks/lab/baselines.py --algorithm ma-fql --env world --data expert.npz
 
     bc       the mean action of the data at an observation, by least squares
     ma-fql   flow Q-learning, arXiv 2502.02538: a flow policy clones, a one-step policy is distilled from it
@@ -8,8 +8,10 @@
     ma-cql   conservative Q-learning, arXiv 2006.04779, for deterministic policies as in OMAR's paper
     omar     OMAR, arXiv 2111.11188: ma-cql, and a policy pulled to the best action of a zeroth-order search
 
-Every agent learns by itself. Each update is critics, policy, targets, as in Algorithm 1 of OM2P; a run leaves the same
-folder. Shapes: B batch, O observation, A action, K candidates.
+Every agent learns by itself. Each update is critics, policy, targets, as in Algorithm 1 of OM2P, and the targets act; a
+run leaves the same folder. Options that only OM2P has do nothing here.
+
+Shapes: B batch, O observation, A action, K candidates.
 """
 
 from __future__ import annotations
@@ -18,128 +20,102 @@ import copy
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import om2p  # noqa: E402
-from om2p import Batch, Critic, Info, critic_loss, descend, mean_q, mlp, option, path, soft_update  # noqa: E402
-
-ALPHA = {"ma-fql": 1.0, "ma-sfbc": 10.0, "ma-cql": 1.0, "omar": 1.0}
-CANDIDATES = {"ma-sfbc": 32, "ma-fql": 1}
-ONLY_OM2P = (
-    "preset",
-    "objective",
-    "eta",
-    "normalise_q",
-    "times",
-    "equal_share",
-    "xi",
-    "derivative",
-    "velocity",
-    "delta_r",
-    "derivative_dtype",
-    "cloning",
+from data import Parser, free_folder, load_or_make  # noqa: E402
+from om2p import (  # noqa: E402
+    Agent,
+    Batch,
+    Config,
+    Critic,
+    Info,
+    critic_loss,
+    descend,
+    mean_q,
+    mlp,
+    option,
+    path,
+    soft_update,
+    train,
 )
-OPTIONS_OF = {  # which systems have an option that not all have
-    "alpha": tuple(ALPHA),
-    "gamma": tuple(ALPHA),
-    "candidates": tuple(CANDIDATES),
-    "act_noise": ("ma-fql",),
-    "flow_steps": ("ma-fql",),
-    "diffusion_steps": ("ma-sfbc",),
-    "target_candidates": ("ma-sfbc",),
-    "search_weight": ("omar",),
-}
+
+DIFFERS = {"ma-sfbc": {"alpha": 10.0, "candidates": 32}}  # settings other than the defaults below; its paper's
 
 
 @dataclass(frozen=True)
-class BaselineConfig(om2p.Config):
-    """The settings of a baseline; those that only OM2P has must be left alone."""
+class BaselineConfig(Config):
+    """The settings of a baseline: those of OM2P, and its own."""
 
-    algorithm: Literal["bc", "ma-fql", "ma-sfbc", "ma-cql", "omar"] = option("ma-fql", "which system")
-    alpha: float | None = option(
-        None, "ma-fql: weight of distillation; ma-sfbc: of Q in the softmax; ma-cql, omar: of the conservative term"
+    algorithm: str = option(
+        "ma-fql", "which system", choices=("bc", "ma-fql", "ma-sfbc", "ma-cql", "omar"), group="baseline"
     )
+    alpha: float = option(
+        1.0,
+        "ma-fql: of distillation; ma-sfbc: of Q in the softmax, its paper 10; ma-cql, omar: of the conservative term",
+    )
+    candidates: int = option(1, "actions drawn when acting, to choose from; ma-sfbc: its paper 32", low=1)
+    act_noise: float = option(1.0, "ma-fql: scale of the noise when acting")
     flow_steps: int = option(10, "ma-fql: Euler steps of the flow policy; its paper 10", low=1)
     diffusion_steps: int = option(15, "ma-sfbc: steps of the diffusion policy; its paper 15", low=1)
-    candidates: int | None = option(
-        None, "actions drawn when acting, to choose from; ma-sfbc: default its paper's 32; ma-fql: 1", low=1
-    )
     target_candidates: int = option(16, "ma-sfbc: actions sampled for the critics' target; its paper 16", low=1)
     search_weight: float = option(0.5, "omar: weight of the searched action; its release 0.1 to 1, by data", high=1)
 
-    def resolve(self, quality: str = "expert") -> BaselineConfig:
-        """Fill in each `None`; raise ValueError for an option that only OM2P has."""
-        defaults = {f.name: f.default for f in fields(self)}
-        for name in ONLY_OM2P:
-            if getattr(self, name) not in (defaults[name], None):
-                raise ValueError(f"--{name.replace('_', '-')} is of OM2P, not of --algorithm {self.algorithm}")
-        users_of = OPTIONS_OF if self.act_with == "averaged" else OPTIONS_OF | {"rho": tuple(ALPHA)}
-        for name, users in users_of.items():
-            if getattr(self, name) not in (defaults[name], None) and self.algorithm not in users:
-                flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag} has no effect with --algorithm {self.algorithm}: leave it out")
-        if self.act_noise == 0 and self.candidates not in (None, 1):
-            raise ValueError("--candidates has no effect with --act-noise 0: leave one of them out")
-        fill = {
-            "act_with": "trained",
-            "alpha": ALPHA.get(self.algorithm),
-            "candidates": CANDIDATES.get(self.algorithm),
-            "act_noise": 1.0 if self.algorithm == "ma-fql" else None,
-        }
-        fill["out"] = f"runs/{self.algorithm}-{self.env.replace(':', '.')}-{quality}-seed{self.seed}"
-        return replace(self, **{k: v for k, v in fill.items() if getattr(self, k) is None}, objective=None)
+    @classmethod
+    def of(cls, algorithm: str = "ma-fql", **given: Any) -> BaselineConfig:
+        """Settings in three layers: the defaults, what differs for this algorithm, what is given."""
+        return cls(**{"algorithm": algorithm} | DIFFERS.get(algorithm, {}) | given)
 
 
 # ------------------------------------------------------------------------------------------------------- policies
 
 
-class DeterministicPolicy(nn.Module):
-    """An action for an observation: tanh(MLP)."""
+class Network(nn.Module):
+    """An MLP of an observation, and of `joined` numbers more, whose answer has the size of an action."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int, hidden_layers: int) -> None:
+    def __init__(
+        self, obs_dim: int, action_dim: int, hidden_dim: int = 512, hidden_layers: int = 4, joined: int = 0
+    ) -> None:
         super().__init__()
         self.action_dim = action_dim
-        self.net = mlp(obs_dim, action_dim, hidden_dim, hidden_layers)
+        self.net = mlp(obs_dim + joined, action_dim, hidden_dim, hidden_layers)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(B, A) for an observation (B, O) and what is joined to it."""
+        return self.net(torch.cat(inputs, -1))
+
+
+class DeterministicPolicy(Network):
+    """An action for an observation: tanh(MLP)."""
 
     def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions (B, A); noise has no part in it."""
-        return torch.tanh(self.net(obs))
+        return torch.tanh(self(obs))
 
 
-class OneStepPolicy(nn.Module):
-    """An action for an observation and noise, as a plain function: FQL's mu(o, z)."""
+class TimedNet(Network):
+    """Of observation, action and time (B, 1): the velocity of a flow, or the noise in a diffused action."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int, hidden_layers: int) -> None:
-        super().__init__()
-        self.action_dim = action_dim
-        self.net = mlp(obs_dim + action_dim, action_dim, hidden_dim, hidden_layers)
+    def __init__(self, obs_dim: int, action_dim: int, *hidden: int) -> None:
+        super().__init__(obs_dim, action_dim, *hidden, joined=action_dim + 1)
 
-    def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
-        return self.net(torch.cat([obs, noise], -1))
+
+class DistilledPolicy(Network):
+    """FQL's one-step policy mu(o, z), a plain function of noise that acts, and the flow that it is distilled from."""
+
+    def __init__(self, obs_dim: int, action_dim: int, *hidden: int) -> None:
+        super().__init__(obs_dim, action_dim, *hidden, joined=action_dim)
+        self.flow = TimedNet(obs_dim, action_dim, *hidden)
 
     def act(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Actions (B, A) in [-1, 1] from noise (B, A)."""
         return self(obs, noise).clamp(-1, 1)
-
-
-class TimedNet(nn.Module):
-    """A network of observation, action and time: the velocity of a flow, or the noise in a diffused action."""
-
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int, hidden_layers: int) -> None:
-        super().__init__()
-        self.action_dim = action_dim
-        self.net = mlp(obs_dim + action_dim + 1, action_dim, hidden_dim, hidden_layers)
-
-    def forward(self, obs: Tensor, a_t: Tensor, t: Tensor) -> Tensor:
-        """(B, A) for obs (B, O), a_t (B, A), t (B, 1)."""
-        return self.net(torch.cat([obs, a_t, t], -1))
 
 
 def flow_action(flow: TimedNet, obs: Tensor, noise: Tensor, steps: int) -> Tensor:
@@ -178,37 +154,24 @@ def diffusion_action(net: TimedNet, obs: Tensor, steps: int, generator: torch.Ge
 # ---------------------------------------------------------------------------------------------------------- agents
 
 
-class Baseline:
-    """What all of them share: a policy, two critics, targets of both, optimizers and a random stream."""
+class Baseline(Agent):
+    """What all share: they are saved and act as OM2P's agents, but have a policy and two losses of their own."""
 
     policy_kind: type[nn.Module] = DeterministicPolicy
-    acting, state_dict, load_state_dict = om2p.Agent.acting, om2p.Agent.state_dict, om2p.Agent.load_state_dict
 
     def __init__(
         self, obs_dim: int, action_dim: int, config: BaselineConfig, device: str | torch.device = "cpu", index: int = 0
     ) -> None:
-        self.config, self.action_dim = config, action_dim
+        self.config = config
         sizes = (obs_dim, action_dim, config.hidden_dim, config.hidden_layers)
         self.generator = torch.Generator(device).manual_seed(1000 * config.seed + index)
-        self.policy = self.make_policy(sizes).to(device)
+        self.policy = self.policy_kind(*sizes).to(device)
         self.critics = nn.ModuleList([Critic(*sizes), Critic(*sizes)]).to(device)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         adam = {"lr": config.learning_rate, "fused": True}
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), **adam)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), **adam)
-
-    def make_policy(self, sizes: tuple[int, ...]) -> nn.Module:
-        """All networks that the policy's optimizer trains."""
-        return self.policy_kind(*sizes)
-
-    def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
-        """The critics' loss; Eq. 7 of OM2P unless an algorithm has its own."""
-        raise NotImplementedError
-
-    def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
-        """The policy's loss."""
-        raise NotImplementedError
 
     def update(self, batch: Batch) -> Info:
         """One step of critics, policy and targets."""
@@ -220,15 +183,9 @@ class Baseline:
         soft_update(self.target_policy, self.policy, self.config.rho)
         return info | policy_info | {"policy_loss": loss.detach()}
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Actions (B, A) for observations (B, O)."""
-        return self.acting()[0].act(obs, self.noise(obs, generator) if noise is None else noise)
-
-    def noise(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Gaussian noise (B, A), from the agent's own stream if not another."""
-        generator = generator or self.generator
-        return torch.randn(len(obs), self.action_dim, generator=generator, device=obs.device)
+    def noise(self, *shape: int) -> Tensor:
+        """Gaussian noise (*shape, A) for a training step."""
+        return torch.randn(*shape, self.policy.action_dim, generator=self.generator, device=self.generator.device)
 
 
 class BC(Baseline):
@@ -249,35 +206,26 @@ class MAFQL(Baseline):
     at every scale of reward.
     """
 
-    def make_policy(self, sizes: tuple[int, ...]) -> nn.Module:
-        return nn.ModuleDict({"one_step": OneStepPolicy(*sizes), "flow": TimedNet(*sizes)})
-
-    act = om2p.Agent.act  # one step; more candidates than one are not in its paper
-
-    def acting(self) -> tuple[nn.Module, nn.Module]:
-        """The one-step policy and the critics that `act` uses."""
-        policy, critics = super().acting()
-        return policy["one_step"], critics
+    policy_kind = DistilledPolicy
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Eq. 7 with the present one-step policy: FQL keeps no target of it."""
-        one_step, noise = self.policy["one_step"], self.noise(batch.obs)
-        return critic_loss(self.critics, self.target_critics, one_step, batch, noise, self.config.gamma)
+        noise, gamma = self.noise(len(batch.obs)), self.config.gamma
+        return critic_loss(self.critics, self.target_critics, self.policy, batch, noise, gamma)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Flow matching + alpha (distance of the one-step action from the flow's) - Q."""
-        one_step, flow = self.policy["one_step"], self.policy["flow"]
         t = torch.rand(len(batch.obs), 1, generator=self.generator, device=batch.obs.device)
-        a_t, v = path(batch.action, self.noise(batch.obs), t)
-        bc_loss = (flow(batch.obs, a_t, t) - v).square().sum(-1).mean()
-        noise = self.noise(batch.obs)
+        a_t, v = path(batch.action, self.noise(len(batch.obs)), t)
+        bc_loss = (self.policy.flow(batch.obs, a_t, t) - v).square().sum(-1).mean()
+        noise = self.noise(len(batch.obs))
         with torch.no_grad():
-            goal = flow_action(flow, batch.obs, noise, self.config.flow_steps)
-        action = one_step(batch.obs, noise)
+            goal = flow_action(self.policy.flow, batch.obs, noise, self.config.flow_steps)
+        action = self.policy(batch.obs, noise)
         distance = (action - goal).square().sum(-1).mean()
         loss, q = q_term(self.critics, batch.obs, action.clamp(-1, 1))
-        info = {"bc_loss": bc_loss.detach(), "distance": distance.detach(), "q": q}
-        return bc_loss + self.config.alpha * distance + loss, info
+        loss = bc_loss + self.config.alpha * distance + loss
+        return loss, {"bc_loss": bc_loss.detach(), "distance": distance.detach(), "q": q}
 
 
 def q_term(critics: Sequence[nn.Module], obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,8 +241,7 @@ class MASfBC(Baseline):
 
     def sample(self, net: TimedNet, obs: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Candidate actions (B, K, A)."""
-        rows = obs.repeat_interleave(count, 0)
-        actions = diffusion_action(net, rows, self.config.diffusion_steps, generator)
+        actions = diffusion_action(net, obs.repeat_interleave(count, 0), self.config.diffusion_steps, generator)
         return actions.view(len(obs), count, -1)
 
     def weights(self, critics: Sequence[nn.Module], obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,8 +259,8 @@ class MASfBC(Baseline):
         with torch.no_grad():
             actions = self.sample(self.target_policy, batch.next_obs, self.config.target_candidates, self.generator)
             weights, q = self.weights(self.target_critics, batch.next_obs, actions)
-            value = (weights * q).sum(1, keepdim=True)
-            target = batch.reward + self.config.gamma * (1 - batch.terminal) * value
+            next_q = (weights * q).sum(1, keepdim=True)
+            target = batch.reward + self.config.gamma * (1 - batch.terminal) * next_q
         loss = sum((critic(batch.obs, batch.action) - target).square().mean() for critic in self.critics)
         return loss, {"critic_loss": loss.detach(), "target_q": target.mean()}
 
@@ -322,7 +269,7 @@ class MASfBC(Baseline):
         steps = self.config.diffusion_steps
         k = torch.randint(1, steps + 1, (len(batch.obs), 1), generator=self.generator, device=batch.obs.device)
         share = signal_share(steps).to(batch.obs.device)[k]
-        noise = self.noise(batch.obs)
+        noise = self.noise(len(batch.obs))
         mixed = share.sqrt() * batch.action + (1 - share).sqrt() * noise
         loss = (self.policy(batch.obs, mixed, k / steps) - noise).square().sum(-1).mean()
         return loss, {"bc_loss": loss.detach()}
@@ -330,10 +277,8 @@ class MASfBC(Baseline):
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """One of the sampled candidates (B, A), drawn with the weights softmax(alpha Q)."""
-        generator = generator or self.generator
-        policy, critics = self.acting()
-        actions = self.sample(policy, obs, self.config.candidates, generator)
-        weights, _ = self.weights(critics, obs, actions)
+        actions = self.sample(self.target_policy, obs, self.config.candidates, generator)
+        weights, _ = self.weights(self.target_critics, obs, actions)
         chosen = torch.multinomial(weights, 1, generator=generator)
         return actions[torch.arange(len(obs), device=obs.device), chosen[:, 0]]
 
@@ -344,7 +289,7 @@ class MACQL(Baseline):
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """TD3's clipped double-Q error + alpha (log-sum-exp of Q over sampled actions - Q of the data's)."""
         with torch.no_grad():
-            smoothing = (0.2 * self.noise(batch.obs)).clamp(-0.5, 0.5)
+            smoothing = (0.2 * self.noise(len(batch.obs))).clamp(-0.5, 0.5)
             next_action = (self.target_policy.act(batch.next_obs) + smoothing).clamp(-1, 1)
             next_q = torch.stack([q(batch.next_obs, next_action) for q in self.target_critics]).amin(0)
             target = batch.reward + self.config.gamma * (1 - batch.terminal) * next_q
@@ -365,16 +310,13 @@ class MACQL(Baseline):
 
         A third each is uniform, near the policy's action here, and near its action at the next observation.
         """
-        shape = (len(batch.obs), count, self.action_dim)
-        uniform = torch.rand(shape, generator=self.generator, device=batch.obs.device) * 2 - 1
-        near, scale = [], 0.2
-        for obs in (batch.obs, batch.next_obs):
-            noise = torch.randn(shape, generator=self.generator, device=obs.device)
-            near.append((self.policy.act(obs)[:, None] + scale * noise).clamp(-1, 1))
+        B, A, scale = *batch.action.shape, 0.2
+        uniform = torch.rand(B, count, A, generator=self.generator, device=batch.obs.device) * 2 - 1
+        centres = (self.policy.act(obs)[:, None] for obs in (batch.obs, batch.next_obs))
+        near = [(centre + scale * self.noise(B, count)).clamp(-1, 1) for centre in centres]
         # the density of the two Gaussians at their mean stands for that at each sample
-        density = torch.tensor([0.5, 1 / (scale * math.sqrt(2 * math.pi)), 1 / (scale * math.sqrt(2 * math.pi))])
-        log_density = self.action_dim * density.log().repeat_interleave(count).to(batch.obs.device)
-        return torch.cat([uniform, *near], 1), log_density
+        density = torch.tensor([0.5] + 2 * [1 / (scale * math.sqrt(2 * math.pi))], device=batch.obs.device)
+        return torch.cat([uniform, *near], 1), A * density.log().repeat_interleave(count)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """-Q / mean |Q| of the policy's action."""
@@ -403,11 +345,10 @@ class OMAR(MACQL):
         best, best_q = action, self.critics[0](obs, action)
         rows = obs.repeat_interleave(samples, 0)
         for _ in range(rounds):
-            noise = torch.randn(len(obs), samples, self.action_dim, generator=self.generator, device=obs.device)
-            tried = (mean[:, None] + std[:, None] * noise).clamp(-1, 1)  # (B, K, A)
+            tried = (mean[:, None] + std[:, None] * self.noise(len(obs), samples)).clamp(-1, 1)  # (B, K, A)
             q = self.critics[0](rows, tried.flatten(0, 1)).view(len(obs), samples, 1)
             top_q, top = q.max(1)
-            found = tried.gather(1, top[:, None].expand(-1, 1, self.action_dim))[:, 0]
+            found = tried[torch.arange(len(obs), device=obs.device), top[:, 0]]
             best, best_q = torch.where(top_q > best_q, found, best), torch.maximum(top_q, best_q)
             weight = torch.softmax(q, 1)
             mean = (weight * tried).sum(1)
@@ -423,5 +364,22 @@ def make_agent(obs_dim: int, action_dim: int, config: BaselineConfig, *place: An
     return AGENTS[config.algorithm](obs_dim, action_dim, config, *place, **options)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python notebooks/lab/baselines.py ...`; returns the exit code: 2 for bad input, 130 if stopped by Ctrl-C."""
+    parser = Parser(prog="baselines.py", description="Train a system that OM2P is compared with, score and draw it.")
+    parser.add_settings(BaselineConfig)
+    given = vars(parser.parse_args(argv))
+    try:
+        config = BaselineConfig.of(**given)  # refuses bad settings before any data is made
+        dataset = load_or_make(config.data, config.env)
+        name = f"{config.algorithm}-{config.env}-{dataset.meta['quality']}-seed{config.seed}"
+        config = BaselineConfig.of(**{"out": free_folder(name)} | given)
+        _, summary = train(config, dataset, make_agent=make_agent)
+    except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        print(f"baselines.py: {error}", file=sys.stderr)
+        return 2
+    return 0 if summary["steps"] == config.steps else 130
+
+
 if __name__ == "__main__":
-    sys.exit(om2p.main(kind=BaselineConfig, make_agent=make_agent, prog="baselines.py"))
+    sys.exit(main())

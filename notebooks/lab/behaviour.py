@@ -32,13 +32,14 @@ from data import (  # noqa: E402
     NOISE,
     REPLAY,
     Parser,
+    check_npz,
     mean_return,
     random_actions,
     read_npz,
     stacked_mlp,
     whole_file,
 )
-from envs import Env, HalfCheetah, MLPWeights, make_env  # noqa: E402
+from envs import Env, HalfCheetah, make_env  # noqa: E402
 from om2p import descend, soft_update  # noqa: E402
 
 
@@ -78,13 +79,10 @@ class StackedMLP(nn.Module):
         pairs = list(zip(sizes, sizes[1:]))
         self.weights = nn.ParameterList(torch.empty(copies, i, o).uniform_(-1, 1) / math.sqrt(i) for i, o in pairs)
         self.biases = nn.ParameterList(torch.empty(copies, 1, o).uniform_(-1, 1) / math.sqrt(i) for i, o in pairs)
-
-    def layers(self) -> MLPWeights:
-        """(weight, bias) of each layer, as behaviour.npz has them."""
-        return list(zip(self.weights, self.biases))
+        self.layers = list(zip(self.weights, self.biases))  # (weight, bias) of each, as behaviour.npz has them
 
     def forward(self, x: Tensor) -> Tensor:
-        return stacked_mlp(self.layers(), x)
+        return stacked_mlp(self.layers, x)
 
 
 class TD3:
@@ -132,19 +130,23 @@ def act(actors: StackedMLP, obs: Tensor) -> Tensor:
     return torch.tanh(actors(obs.transpose(0, 1))).transpose(0, 1)
 
 
-def state_of(env: Env) -> Tensor:
-    """What critics see (B, S): of HalfCheetah what Gymnasium's single agent would, else what the whole team does."""
+def observe(env: Env) -> tuple[Sequence[Tensor], Tensor]:
+    """What each side observes, the team first, and what its critics see (B, S).
+
+    That is what the whole team observes; of HalfCheetah what Gymnasium's single agent would.
+    """
     if isinstance(env, HalfCheetah):
-        return torch.from_numpy(np.concatenate([env.qpos[:, 1:], env.qvel], 1)).float()
-    return env.observations()[0].flatten(1)
+        return [env.observations()], torch.from_numpy(np.concatenate([env.qpos[:, 1:], env.qvel], 1)).float()
+    sides = env.observations()
+    return sides, sides[0].flatten(1)
 
 
 @torch.no_grad()
 def explore(env: Env, sides: Sequence[TD3], generator: torch.Generator, uniform: bool) -> list[dict[str, Tensor]]:
     """One batched step with noisy, or uniformly random, actions; what each side saw and got."""
-    before, state = env.observations(), state_of(env)
-    actions = [act(side.actors, obs) for side, obs in zip(sides, before)]
-    actions = [(a + NOISE * torch.empty_like(a).normal_(generator=generator)).clamp(-1, 1) for a in actions]
+    before, state = observe(env)
+    best = (act(side.actors, obs) for side, obs in zip(sides, before))
+    actions = [(a + NOISE * torch.empty_like(a).normal_(generator=generator)).clamp(-1, 1) for a in best]
     if uniform:
         actions = [a.uniform_(-1, 1, generator=generator) for a in actions]
     if len(sides) == 1:
@@ -152,9 +154,10 @@ def explore(env: Env, sides: Sequence[TD3], generator: torch.Generator, uniform:
     else:
         env.advance(torch.cat(actions, 1))
         rewards = env.rewards().tensor_split([env.num_agents], 1)
+    after, next_state = observe(env)
     return [
-        {"obs": o, "state": state, "actions": a, "reward": r.mean(1), "next_obs": next_o, "next_state": state_of(env)}
-        for o, a, r, next_o in zip(before, actions, rewards, env.observations())
+        {"obs": o, "state": state, "actions": a, "reward": r.mean(1), "next_obs": next_o, "next_state": next_state}
+        for o, a, r, next_o in zip(before, actions, rewards, after)
     ]
 
 
@@ -192,7 +195,7 @@ def train_team(env: Env, recipe: Recipe) -> tuple[dict[str, StackedMLP], dict[st
     """Train a fresh team, against the fixed prey of `env` if it has one, until it is expert.
 
     Returns its policies "medium" and "expert", the first at the returns of the recipe, and "replay_0", "replay_1", ...,
-    those that explored on the way to medium; with what `data.Behaviour.meta` says of them. ValueError if it stays below.
+    those that explored on the way to medium; what `data.Behaviour.meta` says of them. ValueError if it stays below.
     """
     kept, on_the_way, meta = {}, [], {}
     for step, (team,) in train_td3(env, recipe, recipe.steps, recipe.seed + 1):
@@ -205,11 +208,9 @@ def train_team(env: Env, recipe: Recipe) -> tuple[dict[str, StackedMLP], dict[st
                 kept[quality] = copy.deepcopy(team.target_actors)
                 meta |= {f"{quality}_return": value, f"{quality}_steps": step}
         if "expert" in kept:
-            break
-    else:
-        raise ValueError(f"no return of {recipe.expert_return:g} in {recipe.steps:,} steps: try another seed")
-    middles = [(2 * k + 1) * len(on_the_way) // (2 * REPLAY) for k in range(REPLAY)]
-    return kept | {f"replay_{k}": on_the_way[i] for k, i in enumerate(middles)}, meta
+            share = len(on_the_way) / REPLAY  # of each of the policies that are kept, from its middle
+            return kept | {f"replay_{k}": on_the_way[int((k + 0.5) * share)] for k in range(REPLAY)}, meta
+    raise ValueError(f"no return of {recipe.expert_return:g} in {recipe.steps:,} steps: try another seed")
 
 
 def train_behaviour(env_name: str, seed: int | None = None) -> dict[str, np.ndarray]:
@@ -223,16 +224,21 @@ def train_behaviour(env_name: str, seed: int | None = None) -> dict[str, np.ndar
     if env.has_prey:
         print(f"training team and prey together for {recipe.prey_age:,} steps; the prey is then frozen", flush=True)
         *_, (_, (_, prey)) = train_td3(env, recipe, recipe.prey_age, recipe.seed)
-        env = make_env(env_name, [(w[0].detach().T.contiguous(), b[0, 0].detach()) for w, b in prey.actors.layers()])
+        env = make_env(env_name, [(w[0].detach().T.contiguous(), b[0, 0].detach()) for w, b in prey.actors.layers])
     policies, meta = train_team(env, recipe)
-    meta |= {"random_steps": min(recipe.warm_up, meta["medium_steps"]), "seed": recipe.seed}
-    meta |= {"random_return": mean_return(random_actions(env), env)}
+    meta |= {
+        "seed": recipe.seed,
+        "random_return": mean_return(random_actions(env), env),
+        "random_steps": min(recipe.warm_up, meta["medium_steps"]),
+    }
     arrays = {f"{env_name}/meta": np.array(json.dumps(meta))}
-    for name, layers in ({k: p.layers() for k, p in policies.items()} | {"prey": env.prey or []}).items():
+    for name, layers in ({k: p.layers for k, p in policies.items()} | {"prey": env.prey or []}).items():
         dtype = np.float16 if name.startswith("replay") else np.float32  # they explore with noise, so half will do
-        for k, (weight, bias) in enumerate(layers):
-            arrays[f"{env_name}/{name}/weight_{k}"] = weight.detach().numpy().astype(dtype)
-            arrays[f"{env_name}/{name}/bias_{k}"] = bias.detach().numpy().astype(dtype)
+        arrays |= {
+            f"{env_name}/{name}/{part}_{k}": x.detach().numpy().astype(dtype)
+            for k, pair in enumerate(layers)
+            for part, x in zip(("weight", "bias"), pair)
+        }
     return arrays
 
 
@@ -245,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # enough for small networks, and sums then do not depend on the number of cores
     try:
+        check_npz(args.out)
         kept = read_npz(args.out, rf"(?!{args.env}/).*") if args.out.exists() else {}
         arrays = train_behaviour(args.env, args.seed)
         with whole_file(args.out) as part:
