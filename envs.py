@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,8 +59,7 @@ DT, DAMPING = 0.1, 0.25
 CONTACT_FORCE, CONTACT_MARGIN = 100.0, 1e-3
 PREY_GAIN, TEAM_SPEED, PREY_SPEED = 16.0, 1.0, 1.3
 # in pictures, apart for every kind of colour vision
-COLOURS = {"team": "#0072b2", "prey": "#d55e00", "obstacle": "#555555", "food": "#e69f00"}
-COLOURS |= {"forest": "#b5dfcc", "target": "#009e73"}
+COLOURS = dict(team="#0072b2", prey="#d55e00", obstacle="#555555", food="#e69f00", forest="#b5dfcc", target="#009e73")
 
 
 class ParticleWorld:
@@ -73,7 +72,6 @@ class ParticleWorld:
     action_dim = 2
     num_agents = 3
     episode_steps = EPISODE_STEPS
-    state_dim = 0  # a state is what the whole team observes
     over = False  # every episode lasts `episode_steps`
     renders = True
 
@@ -84,8 +82,6 @@ class ParticleWorld:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if name not in SCENARIOS:
-            raise ValueError(f"unknown particle world {name!r}: choose from {', '.join(SCENARIOS)}")
         self.name, self.scenario = name, SCENARIOS[name]
         self.device, self.dtype = torch.device(device), dtype
         tensor = {"device": self.device, "dtype": dtype}
@@ -205,34 +201,21 @@ class ParticleWorld:
             prey = prey - out_of_bounds + 2.0 * eaten + 0.05 * food.amin(-1)
         return torch.cat([team[:, None].expand(-1, N), prey[:, None]], 1)
 
-    # for `save_gif`
     panel_inches = (2.6, 2.9)
 
-    def picture(self) -> np.ndarray:
-        """What `panel` draws of the present state: positions (B, E, 2)."""
-        return self.position.cpu().numpy()
-
-    def panel(self, axes: Any, pictures: np.ndarray) -> Callable[[np.ndarray], None]:
-        """Prepare empty axes for the pictures (K, B, E, 2); the returned function shows one (E, 2)."""
+    def draw(self, axes: Any, episode: int) -> None:
+        """Draw the present state of one episode; who runs farther off than 1.6 leaves the picture."""
         from matplotlib.patches import Circle
 
         A = self.total_agents
-        farthest = np.abs(pictures[:, :, :A]).max()  # who runs farther off than 2 leaves the picture
-        limit = float(np.clip(farthest + 0.1, 1.2, 2.0))
-        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
         kinds = ["team"] * self.num_agents + ["prey"] * self.has_prey + ["target"] * (len(self.sizes) - A)
         kinds[A : self.solid] = ["obstacle"] * (self.solid - A)
         kinds[self.foods] = ["food"] * len(kinds[self.foods])
         kinds[self.forests] = ["forest"] * len(kinds[self.forests])
-        circles = [Circle((0, 0), r, color=COLOURS[kind], lw=0) for r, kind in zip(self.sizes.tolist(), kinds)]
-        for circle in circles[A:] + circles[:A]:  # agents above landmarks
-            axes.add_patch(circle)
-
-        def show(picture: np.ndarray) -> None:
-            for circle, centre in zip(circles, picture):
-                circle.center = centre
-
-        return show
+        entities = list(zip(self.position[episode].tolist(), self.sizes.tolist(), kinds))
+        for centre, radius, kind in entities[A:] + entities[:A]:  # agents above landmarks
+            axes.add_patch(Circle(centre, radius, color=COLOURS[kind], lw=0))
+        axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
 
 
 def _bound_penalty(x: Tensor) -> Tensor:
@@ -241,7 +224,7 @@ def _bound_penalty(x: Tensor) -> Tensor:
     return torch.where(x < 1.0, (10 * (x - 0.9)).clamp_min(0.0), outside)
 
 
-# ----------------------------------------------------------------------------------------------------- HalfCheetah
+# -------------------- HalfCheetah
 
 
 class HalfCheetah:
@@ -253,13 +236,13 @@ class HalfCheetah:
     """
 
     name = "halfcheetah"
-    num_agents, obs_dim, action_dim, state_dim = 2, 6, 3, 17
-    total_agents, has_prey, prey, prey_obs_dim = 2, False, None, 0
+    num_agents, obs_dim, action_dim = 2, 6, 3
+    has_prey, prey = False, None
     episode_steps = 1000
     over = False
     renders = True
 
-    def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, device: str | torch.device = "cpu") -> None:
         import gymnasium
         import mujoco
         from mujoco.rollout import Rollout
@@ -268,7 +251,7 @@ class HalfCheetah:
         mujoco.set_mju_user_warning(lambda text: None)  # Gymnasium's model has an outdated attribute
         env = gymnasium.make("HalfCheetah-v5").unwrapped
         mujoco.set_mju_user_warning(warn)
-        self.device, self.dtype = torch.device(device), dtype
+        self.device = torch.device(device)
         self.model, self.dt, self.frame_skip = env.model, env.dt, env.frame_skip
         threads = torch.get_num_threads()
         self._data = [mujoco.MjData(self.model) for _ in range(threads)]
@@ -290,8 +273,6 @@ class HalfCheetah:
     def reset(self, num_worlds: int, generator: torch.Generator) -> Tensor:
         """Start `num_worlds` new episodes near rest, drawn as Gymnasium draws them; observations (B, 2, 6)."""
         draw = {"generator": generator, "device": generator.device, "dtype": torch.float64}
-        if generator.device.type == "mps":
-            draw["dtype"] = torch.float32
         offset = 0.2 * torch.rand(num_worlds, 9, **draw) - 0.1
         speed = 0.1 * torch.randn(num_worlds, 9, **draw)
         return self.set_state(self._start[1:10] + offset.cpu().numpy(), speed.cpu().numpy())
@@ -300,80 +281,54 @@ class HalfCheetah:
         """Put the cheetahs at coordinates (B, 9) with speeds (B, 9)."""
         self._state = np.tile(self._start, (len(qpos), 1))
         self.qpos[:], self.qvel[:] = qpos, qvel
-        self._rewards = np.zeros(len(qpos))
         return self.observations()[0]
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Move all cheetahs by `actions` (B, 2, 3).
+        """Move all cheetahs by `actions` (B, 2, 3), every episode by itself, on as many cores as PyTorch uses.
 
         Returns observations (B, 2, 6), rewards (B, 2) and terminals (B, 2), which are always 0.
         """
-        self.advance(actions)
-        rewards = self.rewards()
-        return self.observations()[0], rewards, torch.zeros_like(rewards)
-
-    def advance(self, actions: Tensor) -> None:
-        """One step of physics, every episode by itself, on as many cores as PyTorch uses."""
         control = actions.clamp(-1, 1).flatten(1).cpu().double().numpy()
         before = self.qpos[:, 0]
-        steps = control[:, None].repeat(self.frame_skip, 1)
-        self._state = self._simulate(self.model, self._data, self._state, steps)[0][:, -1]
-        self._rewards = (self.qpos[:, 0] - before) / self.dt - 0.1 * np.square(control).sum(1)
+        repeated = control[:, None].repeat(self.frame_skip, 1)
+        self._state = self._simulate(self.model, self._data, self._state, repeated)[0][:, -1]
+        forwards = (self.qpos[:, 0] - before) / self.dt
+        rewards = self._tensor(forwards - 0.1 * np.square(control).sum(1))[:, None].expand(-1, 2)
+        return self.observations()[0], rewards, torch.zeros_like(rewards)
 
     def observations(self) -> tuple[Tensor, None]:
         """What both agents observe (B, 2, 6); there is no prey."""
         joints = np.stack([self.qpos[:, 3:], self.qvel[:, 3:]], -1).reshape(-1, 2, 3, 2)  # (B, leg, joint, q or v)
         return self._tensor(joints[:, :, ::-1].reshape(-1, 2, 6)), None
 
-    def rewards(self) -> Tensor:
-        """Rewards (B, 2) of the last step, the same for both."""
-        return self._tensor(self._rewards)[:, None].expand(-1, 2)
-
-    def state(self) -> Tensor:
-        """All that Gymnasium's single agent would observe (B, 17), for critics that see everything."""
-        return self._tensor(np.concatenate([self.qpos[:, 1:], self.qvel], 1))
-
     def _tensor(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(dtype=self.dtype).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(x)).float().to(self.device)
 
-    # for `save_gif`: a side view drawn as polygons, which needs no OpenGL
     panel_inches = (2.6, 2.2)
 
-    def picture(self) -> np.ndarray:
-        """What `panel` draws of the present state: outlines (B, parts, 32, 2) of the body, x and z in metres."""
+    def draw(self, axes: Any, episode: int) -> None:
+        """Draw one cheetah from the side, as polygons: that needs no OpenGL."""
         import mujoco
+        from matplotlib.collections import PolyCollection
 
         parts = self.model.geom_type == mujoco.mjtGeom.mjGEOM_CAPSULE
         radius, half_length = self.model.geom_size[parts, :2].T[..., None]  # (parts, 1)
         turn = np.linspace(0, 2 * np.pi, 32, endpoint=False)
         along = radius * np.cos(turn) + half_length * np.sign(np.cos(turn))
         local = np.stack([radius * np.sin(turn), along], -1)  # (parts, 32, x and z of the part itself)
-        outlines, data = [], self._data[0]
-        for qpos in self.qpos:
-            data.qpos[:] = qpos
-            mujoco.mj_kinematics(self.model, data)
-            rotation = data.geom_xmat[parts].reshape(-1, 3, 3)[:, ::2, ::2]
-            outlines.append(data.geom_xpos[parts][:, None, ::2] + local @ rotation.transpose(0, 2, 1))
-        return np.array(outlines)
-
-    def panel(self, axes: Any, pictures: np.ndarray) -> Callable[[np.ndarray], None]:
-        """Prepare empty axes for the pictures (K, B, parts, 32, 2); the returned function shows one."""
-        from matplotlib.collections import PolyCollection
-
-        axes.set(ylim=(-0.2, 1.4), aspect="equal", xlabel="x in metres", yticks=[])
-        axes.axhspan(-0.2, 0, color="#cccccc", lw=0)
+        data = self._data[0]
+        data.qpos[:] = self.qpos[episode]
+        mujoco.mj_kinematics(self.model, data)
+        rotation = data.geom_xmat[parts].reshape(-1, 3, 3)[:, ::2, ::2]
+        outlines = data.geom_xpos[parts][:, None, ::2] + local @ rotation.transpose(0, 2, 1)
         colours = ["#555555"] * 2 + [COLOURS["team"]] * 3 + [COLOURS["food"]] * 3  # body, back leg, front leg
-        body = axes.add_collection(PolyCollection([], facecolors=colours, zorder=2))
-
-        def show(picture: np.ndarray) -> None:
-            body.set_verts(picture)
-            middle = picture[0, :, 0].mean()
-            axes.set(xlim=(middle - 1.2, middle + 1.2), xticks=range(round(middle) - 1, round(middle) + 2))
-
-        return show
+        axes.add_collection(PolyCollection(outlines, facecolors=colours, zorder=2))
+        axes.axhspan(-0.2, 0, color="#cccccc", lw=0)
+        x = outlines[0, :, 0].mean()
+        axes.set(xlim=(x - 1.2, x + 1.2), ylim=(-0.2, 1.4), aspect="equal", xlabel="x in metres", yticks=[])
 
 
-# ------------------------------------------------------------------------------------------------- one's own task
+# -------------------- one's own task
 
 
 class PettingZooTask:
@@ -383,14 +338,14 @@ class PettingZooTask:
     is stretched; an episode is over for all of them at once. Raises ValueError for anything else.
     """
 
-    has_prey, prey, state_dim = False, None, 0
+    has_prey, prey = False, None
     episode_steps = None  # as many as it takes
     panel_inches = (2.9, 2.9)
 
-    def __init__(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self.name, self.device, self.dtype = name, torch.device(device), dtype
+    def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
+        self.name, self.device = name, torch.device(device)
         self._make = import_function(name)
-        with one_line(f"making {name}"):
+        with user_code(f"making {name}"):
             env = self._make()
         if not hasattr(env, "possible_agents") or hasattr(env, "agent_iter"):
             raise ValueError(f"{name} makes a {type(env).__name__}, which is no PettingZoo parallel environment")
@@ -405,7 +360,7 @@ class PettingZooTask:
         self._box = acted[0]
         if not self._box.is_bounded():
             raise ValueError(f"{name}: the action space {self._box} has no bounds")
-        self.num_agents = self.total_agents = len(self.agents)
+        self.num_agents = len(self.agents)
         self.obs_dim, self.action_dim = (int(np.prod(spaces[0].shape)) for spaces in (observed, acted))
 
     @property
@@ -452,25 +407,21 @@ class PettingZooTask:
         return np.stack([np.ravel(observed[a]) for a in self.agents])
 
     def _tensor(self, x: np.ndarray) -> Tensor:
-        return torch.tensor(x, dtype=self.dtype, device=self.device)
+        return torch.tensor(x, dtype=torch.float32, device=self.device)
 
     @property
     def renders(self) -> bool:
         """Whether there are pictures."""
         return getattr(self._copies[0], "render_mode", None) == "rgb_array"
 
-    def picture(self) -> np.ndarray:
-        """What the environments render (B, height, width, 3)."""
-        return np.stack([env.render() for env in self._copies[: len(self._running)]])
-
-    def panel(self, axes: Any, pictures: np.ndarray) -> Callable[[np.ndarray], None]:
-        """Prepare empty axes for the pictures (K, B, height, width, 3); the returned function shows one."""
+    def draw(self, axes: Any, episode: int) -> None:
+        """Show what the environment renders."""
+        axes.imshow(self._copies[episode].render())
         axes.set(xticks=[], yticks=[])
-        return axes.imshow(pictures[0, 0]).set_data
 
 
 @contextmanager
-def one_line(doing: str) -> Iterator[None]:
+def user_code(doing: str) -> Iterator[None]:
     """Whatever is raised meanwhile, perhaps by someone's own code, becomes a ValueError of one line."""
     try:
         yield
@@ -515,7 +466,7 @@ def make_env(name: str, prey: MLPWeights | None = None, device: str | torch.devi
     return HalfCheetah(device) if name == "halfcheetah" else ParticleWorld(name, prey, device)
 
 
-# --------------------------------------------------------------------------------------------- playing and scoring
+# -------------------- playing and scoring
 
 
 class Transition(NamedTuple):
@@ -548,71 +499,69 @@ def returns_of(act: Callable[[Tensor], Tensor], env: Env, episodes: int, generat
     return torch.stack([step.rewards.mean(1) for step in rollout(act, env, episodes, generator)]).sum(0)
 
 
-class Actor(Protocol):
-    """What can be evaluated: one agent's policy."""
+def act_together(agents: Sequence[Any], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """One function from all observations (B, N, O) to all actions (B, N, A), each agent seeing only its own.
 
-    def act(self, obs: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Map observations (B, O) to actions (B, A)."""
-
-
-def joint(agents: Sequence[Actor], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """One function from all observations (B, N, O) to all actions (B, N, A), each agent seeing only its own."""
+    An agent is anything with `act(obs (B, O), generator=...)` that gives actions (B, A).
+    """
     return lambda obs: torch.stack([a.act(obs[:, i], generator=generator) for i, a in enumerate(agents)], 1)
 
 
-def evaluate(agents: Sequence[Actor], env: Env, episodes: int, seed: int) -> Tensor:
+def evaluate(agents: Sequence[Any], env: Env, episodes: int, seed: int) -> Tensor:
     """Undiscounted returns (episodes,) of the team that `agents` are.
 
     Starts and noise come from a random stream of their own, so that evaluating never changes a training.
     """
     generator = torch.Generator(env.device).manual_seed(seed)
-    return returns_of(joint(agents, generator), env, episodes, generator)
+    return returns_of(act_together(agents, generator), env, episodes, generator)
 
 
-# -------------------------------------------------------------------------------------------------------- pictures
+# -------------------- pictures
 
 
-def save_gif(agents: Sequence[Actor], env: Env, path: str | Path, seed: int, episodes: int = 4) -> None:
-    """Draw the first 200 steps of `episodes` episodes side by side, with the return so far above each, as a GIF.
+def save_gif(agents: Sequence[Any], env: Env, path: str | Path, seed: int, episodes: int = 4) -> None:
+    """Draw the first 100 steps of `episodes` episodes side by side, with the return so far above each, as a GIF.
 
     One's own environment may render no pictures: then a line says so.
     """
-    from data import whole_file  # data imports this module
+    from matplotlib.animation import PillowWriter
+    from matplotlib.figure import Figure
 
     if not env.renders:
         print(f"note: no {Path(path).name}, since {env.name} renders no pictures: give it render_mode='rgb_array'")
         return
+    width, height = env.panel_inches
+    figure = Figure(figsize=(width * episodes, height))
+    panels = figure.subplots(1, episodes, squeeze=False, gridspec_kw={"left": 0.01, "right": 0.99, "wspace": 0.05})[0]
+    writer = PillowWriter(fps=8)
     generator = torch.Generator(env.device).manual_seed(seed)
-    frames, total = [], torch.zeros(episodes)
-    with torch.no_grad(), one_line(f"drawing {path}"):
-        for step in itertools.islice(rollout(joint(agents, generator), env, episodes, generator), 200):
-            total = total + step.rewards.mean(1).cpu()
-            frames.append((env.picture(), total.numpy()))
-    with whole_file(path) as part:
-        _write_gif(frames[:: -(-len(frames) // 100)], env, part)
+    steps = itertools.islice(rollout(act_together(agents, generator), env, episodes, generator), 100)
+    returns = torch.zeros(episodes)
+    with whole_file(path) as part, user_code(f"drawing {path}"), torch.no_grad(), writer.saving(figure, part, dpi=80):
+        for step in steps:
+            returns += step.rewards.mean(1).cpu()
+            for episode, axes in enumerate(panels):
+                axes.clear()
+                env.draw(axes, episode)
+                axes.set_title(f"return {returns[episode]:.1f}", fontsize=9)
+            writer.grab_frame()
 
 
-def _write_gif(frames: list[tuple[np.ndarray, np.ndarray]], env: Env, path: Path) -> None:
-    """Frames are (what `env.picture` gave (B, ...), returns so far (B,))."""
-    from matplotlib.animation import FuncAnimation, PillowWriter
-    from matplotlib.figure import Figure
-
-    episodes, (width, height) = len(frames[0][1]), env.panel_inches
-    figure = Figure(figsize=(width * episodes, height), layout="constrained")
-    pictures = np.stack([picture for picture, _ in frames])
-    panels = [(axes, env.panel(axes, pictures)) for axes in figure.subplots(1, episodes, squeeze=False)[0]]
-
-    def draw(k: int) -> None:
-        for (axes, show), picture, value in zip(panels, *frames[k]):
-            axes.set_title(f"return {value:.1f}", fontsize=9)
-            show(picture)
-
-    FuncAnimation(figure, draw, frames=len(frames), init_func=lambda: None).save(
-        path, writer=PillowWriter(fps=8), dpi=80
-    )
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Write to the yielded name; `path` appears only once the file is complete, and on failure nothing is left."""
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        with open(part, "r+b") as file:  # Windows syncs only what can be written
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------------------------------------------------ PettingZoo
+# -------------------- PettingZoo
 
 
 class ParticleParallelEnv(ParallelEnv):
@@ -660,18 +609,12 @@ class ParticleParallelEnv(ParallelEnv):
             joint_action = torch.cat([joint_action, self.world.prey_action()], 1)
         self.world.advance(joint_action)
         self._steps += 1
-        over = self._steps >= self.world.episode_steps
-        rewards = dict(zip(self.agents, self.world.rewards()[0].tolist()))
-        result = (
-            self._observe(),
-            rewards,
-            dict.fromkeys(self.agents, False),
-            dict.fromkeys(self.agents, over),
-            {a: {} for a in self.agents},
-        )
+        agents, over = self.agents, self._steps >= self.world.episode_steps
+        observations, rewards = self._observe(), dict(zip(agents, self.world.rewards()[0].tolist()))
         if over:
             self.agents = []
-        return result
+        terminations, truncations = dict.fromkeys(agents, False), dict.fromkeys(agents, over)
+        return observations, rewards, terminations, truncations, {a: {} for a in agents}
 
     def _observe(self) -> dict[str, np.ndarray]:
         team, prey = self.world.observations()

@@ -23,9 +23,9 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,153 +36,7 @@ if TYPE_CHECKING:
 
 Info = dict[str, Tensor]
 
-# --------------------------------------------------------------------------------------------------- configuration
-
-UNIFORM = (0.0, 0.0, 0.0, 0.0)
-QUALITIES = ("medium-replay", "medium", "medium-expert", "expert")
-TABLE_3_ETA = {  # Table 3: eta on raw Q, for data of each of the qualities above
-    "tag": (100.0, 10.0, 100.0, 1.0),
-    "world": (100.0, 1000.0, 10000.0, 1.0),
-    "spread": (1.0, 1.0, 0.1, 1.0),
-    "halfcheetah": (1.0, 0.125, 0.02, 0.008),
-}
-TABLE_3_XI = {  # Table 3: xi where it is not zero
-    ("tag", "medium"): (0.0, 0.0, 0.2, 0.0),
-    ("tag", "medium-expert"): (2.0, 0.0, 0.0, 0.0),
-    ("world", "medium-replay"): (0.0, 0.0, 0.2, 0.0),
-    ("world", "medium"): (0.0, 0.0, 0.2, 0.0),
-    ("spread", "medium-expert"): (0.0, 0.0, 0.05, 0.0),
-    ("spread", "expert"): (0.0, 0.0, 0.1, 0.0),
-}
-PRESETS = {
-    # with eta and xi of Table 3
-    "paper": {
-        "times": "coupled",
-        "velocity": "sampled",
-        "delta_r": 1e-12,
-        "normalise_q": False,
-        "candidates": 1,
-        "act_noise": 1.0,
-        "act_with": "trained",
-    },
-    "recommended": {
-        "times": "ordered",
-        "velocity": "own",
-        "delta_r": 1e-3,
-        "normalise_q": True,
-        "candidates": 8,
-        "act_noise": 0.5,
-        "act_with": "averaged",
-        "xi": UNIFORM,
-    },
-}
-RECOMMENDED = {  # eta on normalised Q, and act_noise, from the search in notebooks/results/tune.csv
-    "tag": ((300.0, 1.0), (100.0, 1.0), (100.0, 1.0), (10.0, 1.0)),
-    "world": ((300.0, 1.0), (30.0, 1.0), (30.0, 1.0), (100.0, 1.0)),
-    "spread": ((30.0, 1.0), (10.0, 1.0), (10.0, 1.0), (1.0, 1.0)),
-    "halfcheetah": ((0.01, 0.0), (0.01, 0.5), (0.01, 0.5), (0.01, 0.0)),
-}
-WEIGHTED = (("spread", "medium"), ("spread", "medium-expert"))  # where that search found weighted cloning better
-
-
-def option(default: Any, text: str, low: float = 0.0, high: float = float("inf")) -> Any:
-    """A field of `Config`: its default, its comment (which is also its --help) and its bounds."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides a run. `None` is filled in by `resolve`, from the preset and the data's quality."""
-
-    env: str = option(
-        "world", "world, tag, spread, halfcheetah (section 5.1), or MODULE:FUNCTION that makes a PettingZoo environment"
-    )
-    data: str = option(
-        "expert.npz", "data file or folder; a missing file is made, of the quality that its name ends in"
-    )
-    quality: Literal["expert", "medium", "medium-expert", "medium-replay"] | None = option(None, "of a data folder")
-    prey: str | None = option(
-        None, "pretrained_adv_model.pt that a data folder was made with; default the shipped prey"
-    )
-    preset: Literal["recommended", "paper"] = option("recommended", "what measured best here, or the paper's letter")
-    steps: int = option(5000, "training steps, each updates every agent once; paper 1,000,000, section 7.1", low=1)
-    seed: int = option(0, "seeds networks, batches, noise and evaluation; paper: five seeds", high=1e9)
-    # method
-    objective: Literal["both", "bc", "q"] = option("both", "terms of the policy loss Eq. 6; bc, q: ablations, Figure 4")
-    eta: float | None = option(None, "weight of the Q term, Eq. 6; paper Table 3")
-    normalise_q: bool | None = option(None, "divide Q by its mean absolute value in Eq. 6; paper: no")
-    times: Literal["coupled", "ordered"] | None = option(None, "r = 1 - t (paper, below Eq. 4), or r <= t")
-    equal_share: float | None = option(None, "share of rows with r = t among ordered times; not in the paper", high=1)
-    xi: tuple[float, float, float, float] | None = option(None, "coefficients of p(t; xi), Eq. 4; paper Table 3")
-    derivative: Literal["finite_difference", "exact", "zero"] = option("finite_difference", "du/dr; paper Eq. 5")
-    velocity: Literal["sampled", "own"] | None = option(
-        None, "v in Eq. 2 where r < t: action - noise (paper), or the network's own u(a_r, r, r)"
-    )
-    delta_r: float | None = option(None, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
-    derivative_dtype: Literal["float32", "float64"] | None = option(None, "of the difference; paper does not say")
-    cloning: Literal["plain", "weighted"] | None = option(
-        None, "all rows of Eq. 2 count alike (paper), or the more, the better the critics hold their actions to be"
-    )
-    candidates: int | None = option(
-        None, "one-step actions drawn when acting, of which the critics' best is taken; paper 1", low=1
-    )
-    act_noise: float | None = option(None, "scale of the noise that becomes an action when acting; paper 1")
-    act_with: Literal["trained", "averaged"] | None = option(
-        None, "the trained networks act, or their running averages (the targets of Algorithm 1); paper does not say"
-    )
-    # networks and optimisation
-    hidden_dim: int = option(512, "width of each hidden layer; paper 512, section 7.1", low=1)
-    hidden_layers: int = option(4, "hidden layers of each network; paper 4, section 7.1", low=1)
-    batch_size: int = option(256, "transitions per agent and update; paper 256, Table 4", low=1, high=1e6)
-    learning_rate: float = option(3e-4, "Adam's, for policy and critics; paper 3e-4, section 7.1")
-    gamma: float = option(0.99, "discount factor; paper 0.99, Table 4", high=1)
-    rho: float = option(0.005, "target update rate; paper 0.005, Table 4", high=1)
-    # running
-    eval_every: int = option(100, "steps between evaluations; paper 100, section 7.1", low=1)
-    eval_episodes: int = option(10, "episodes of each evaluation; paper 10, section 7.1", low=1)
-    final_episodes: int = option(100, "episodes of the last evaluation; not in the paper", low=1)
-    save_every: int = option(1000, "steps between checkpoints; not in the paper", low=1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where networks and data live; paper: one GPU")
-    out: str | None = option(None, "folder of the run; default runs/ENV-QUALITY-seedSEED")
-
-    def resolve(self, quality: str = "expert") -> Config:
-        """Fill in each `None` for data of this quality; raise ValueError for an option that has no effect."""
-        out = f"runs/{self.env.replace(':', '.')}-{quality}-seed{self.seed}"
-        fill = {"eta": 1.0, "xi": UNIFORM, "out": out, "equal_share": 0.5, "cloning": "plain"} | PRESETS[self.preset]
-        if self.env in TABLE_3_ETA and quality in QUALITIES:
-            k = QUALITIES.index(quality)
-            if self.preset == "paper":
-                fill |= {"eta": TABLE_3_ETA[self.env][k], "xi": TABLE_3_XI.get((self.env, quality), UNIFORM)}
-            else:
-                fill |= dict(zip(("eta", "act_noise"), RECOMMENDED[self.env][k]))
-                if (self.env, quality) in WEIGHTED:
-                    fill["cloning"] = "weighted"
-        # below 1e-5 float32's rounding of r + delta_r eats the difference: tens of percent at 1e-6, all at 1e-8
-        fill["derivative_dtype"] = "float64" if (self.delta_r or fill["delta_r"]) < 1e-5 else "float32"
-        coupled = (self.times or fill["times"]) == "coupled"
-        share = fill["equal_share"] if self.equal_share is None else self.equal_share
-        if coupled or not count_equal(share, self.batch_size):
-            if self.velocity == "own":
-                raise ValueError("--velocity own needs rows with r = t: set --times ordered, --equal-share above 0")
-            fill["velocity"] = "sampled"
-        idle = {"equal_share": "coupled times"} if coupled else {}  # options without effect, and why
-        if (fill["act_noise"] if self.act_noise is None else self.act_noise) == 0:
-            idle["candidates"] = "--act-noise 0"  # they would all be the same
-        of_difference = ("delta_r", "derivative_dtype")
-        if self.derivative != "finite_difference":
-            idle |= dict.fromkeys(of_difference, f"--derivative {self.derivative}")
-        if self.objective == "bc":
-            idle |= dict.fromkeys(("eta", "normalise_q", "candidates", "cloning"), "--objective bc")
-        if self.objective == "q":
-            of_cloning = ("cloning", "xi", "times", "equal_share", "velocity", "derivative", *of_difference)
-            idle |= dict.fromkeys(of_cloning, "--objective q")
-        for name, reason in idle.items():
-            if getattr(self, name) not in (None, getattr(Config, name)):
-                raise ValueError(f"--{name.replace('_', '-')} has no effect with {reason}: leave one of them out")
-        return replace(self, **{k: v for k, v in fill.items() if k not in idle and getattr(self, k) is None})
-
-
-# ------------------------------------------------------------------------------------------------------- networks
+# -------------------- networks
 
 
 def mlp(in_dim: int, out_dim: int, hidden_dim: int, hidden_layers: int) -> nn.Sequential:
@@ -233,18 +87,16 @@ def mean_q(critics: Sequence[nn.Module], obs: Tensor, action: Tensor) -> Tensor:
     return torch.stack([q(obs, action) for q in critics]).mean(0)
 
 
-# ------------------------------------------------------------------------------------------------------ timesteps
+# -------------------- timesteps
 
 
 def check_xi(xi: Sequence[float]) -> None:
     """Raise a ValueError unless p(t; xi) of Eq. 4 can be normalised."""
-    if len(xi) != 4 or not np.isfinite(xi).all():
-        raise ValueError(f"--xi {xi}: must be four finite numbers")
-    for name, value in zip(("xi0", "xi1", "xi2"), xi):
-        if value <= -1 and name != "xi2":
+    if len(xi) != 4 or not np.isfinite(xi).all() or np.abs(xi[:3]).max() > 1e4:
+        raise ValueError(f"--xi {xi}: must be four numbers in [-10000, 10000]")
+    for name, value in zip(("xi0", "xi1"), xi):
+        if value <= -1:
             raise ValueError(f"--xi {xi}: {name} must be greater than -1, else p(t; xi) has no finite integral")
-        if abs(value) > 1e4:
-            raise ValueError(f"--xi {xi}: {name} must lie in [-10000, 10000]")
 
 
 def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -261,9 +113,8 @@ def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator 
     a, b, rate = xi[0] + 1, xi[1] + 1, abs(xi[2])
     if xi[2] < 0:
         a, b = b, a
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # shapes near 0 underflow in float32
     terms = int(rate + 10 * rate**0.5) + 30 if rate else 1  # k has lighter tails than Poisson(rate)
-    k = torch.arange(terms, device=device, dtype=dtype)
+    k = torch.arange(terms, device=device, dtype=torch.float64)  # in float32 shapes near 0 underflow
     # log of xi2^k / k! times the integral of t^(a + k - 1) (1 - t)^(b - 1), up to a constant
     log_weight = torch.xlogy(k, rate) - torch.lgamma(k + 1) + torch.lgamma(a + k) - torch.lgamma(a + b + k)
     chosen = torch.multinomial(torch.softmax(log_weight, 0), size, replacement=True, generator=generator)
@@ -272,71 +123,67 @@ def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator 
     return ((y if xi[2] < 0 else x) / (x + y)).float()[:, None]
 
 
-def count_equal(equal_share: float | None, size: int) -> int:
-    """How many of `size` rows have r = t: the share of ordered times, none of coupled ones."""
-    return round((equal_share or 0) * size)
-
-
-def sample_times(
-    xi: Sequence[float],
-    size: int,
-    times: str | None,
-    equal_share: float | None,
-    generator: torch.Generator | None = None,
+def sample_interval(
+    xi: Sequence[float], size: int, times: str, equal_share: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw r and t (size, 1).
+    """Draw the times r and t (size, 1).
 
-    "coupled": t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in the first rows,
-    which are the share `equal_share` of all.
+    "coupled": t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in a share
+    `equal_share` of the rows.
     """
     t = sample_timesteps(xi, size, generator)
-    if times not in ("coupled", "ordered"):
-        raise ValueError(f"times {times!r}: choose from coupled, ordered")
     if times == "coupled":
         return 1 - t, t
     other = sample_timesteps(xi, size, generator)
-    n = count_equal(equal_share, size)
+    n = round(equal_share * size)
     other[:n] = t[:n]
     return torch.minimum(t, other), torch.maximum(t, other)
 
 
-# ------------------------------------------------------------------------------------------------------ derivative
+# -------------------- derivative
+# Each gives du/dr (B, A) along the path, t held fixed, without a graph. `u` is u(a_r, r, t), which the loss has anyway.
 
 
 @torch.no_grad()
 def finite_difference(
-    policy: nn.Module,
+    policy: Callable[..., Tensor],
     obs: Tensor,
     a_r: Tensor,
     r: Tensor,
     t: Tensor,
     v: Tensor,
+    u: Tensor,
     delta_r: float = 1e-3,
-    u: Tensor | None = None,
-    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """du/dr (B, A) along the path, t held fixed, from two evaluations of u (Eq. 5).
-
-    `u` is u(a_r, r, t) where the caller has it. `dtype` torch.float64 evaluates both in double precision, which a
-    delta_r below 1e-5 needs: in float32 r + 1e-12 is r, and the difference exactly zero.
-    """
-    evaluate, result_dtype = policy, a_r.dtype
-    if dtype not in (None, a_r.dtype):
-        weights = {k: p.to(dtype) for k, p in policy.state_dict().items()}
-        obs, a_r, r, t, v = (x.to(dtype) for x in (obs, a_r, r, t, v))
-        evaluate, u = (lambda *x: torch.func.functional_call(policy, weights, x)), None
-    u = evaluate(obs, a_r, r, t) if u is None else u
-    shifted = evaluate(obs, a_r + delta_r * v, r + delta_r, t)  # a_{r + delta_r} = a_r + delta_r v
-    return ((shifted - u) / delta_r).to(result_dtype)
+    """From one more evaluation of u, a step of delta_r further on the path (Eq. 5)."""
+    ahead = policy(obs, a_r + delta_r * v, r + delta_r, t)  # a_{r + delta_r} = a_r + delta_r v
+    return (ahead - u) / delta_r
 
 
 @torch.no_grad()
-def exact_derivative(policy: nn.Module, obs: Tensor, a_r: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
-    """du/dr (B, A) = (du/da) v + du/dr|_a, t held fixed, as one forward-mode product: no graph, no Jacobian."""
+def exact_derivative(
+    policy: Callable[..., Tensor], obs: Tensor, a_r: Tensor, r: Tensor, t: Tensor, v: Tensor, u: Tensor
+) -> Tensor:
+    """(du/da) v + du/dr|_a as one forward-mode product: no Jacobian."""
     return torch.func.jvp(lambda a, s: policy(obs, a, s, t), (a_r, r), (v, torch.ones_like(r)))[1]
 
 
-# ---------------------------------------------------------------------------------------------------------- losses
+def in_float64(derivative: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same derivative from a policy evaluated in double precision.
+
+    A delta_r below 1e-5 needs it: in float32 r + 1e-12 is r, and the difference exactly zero.
+    """
+
+    def evaluate(policy: nn.Module, obs: Tensor, a_r: Tensor, r: Tensor, t: Tensor, v: Tensor, u: Tensor) -> Tensor:
+        precise = copy.deepcopy(policy).double()
+        inputs = [x.double() for x in (obs, a_r, r, t)]
+        with torch.no_grad():
+            return derivative(precise, *inputs, v.double(), precise(*inputs)).to(u.dtype)
+
+    return evaluate
+
+
+# -------------------- losses
 
 
 class Batch(NamedTuple):
@@ -361,58 +208,21 @@ def mean_flow_loss(
     noise: Tensor,
     r: Tensor,
     t: Tensor,
-    derivative: str = "finite_difference",
-    delta_r: float | None = 1e-3,
-    dtype: torch.dtype | None = None,
-    velocity: str | None = "sampled",
-    equal_rows: int = 0,
-    u: Tensor | None = None,
-    weight: Tensor | None = None,
+    derivative: Callable[..., Tensor] = finite_difference,
 ) -> tuple[Tensor, Info]:
-    """Mean-flow behaviour cloning, Eq. 2, for noise (B, A) and times r, t (B, 1).
-
-    `delta_r` and `dtype` are those of `finite_difference`; `u` is u(a_r, r, t), with its graph, if already known.
-    Where r = t the target is v: that it is so in the first `equal_rows` spares their derivative.
-    `velocity` "own" replaces v = action - noise where r < t by u(a_r, r, r), its mean at a_r as learned where r = t: a
-    target without v's chance (not in the paper; Eulerian self-distillation, arXiv 2505.18825). `weight` (B, 1), of mean
-    1, says how much each row counts.
-    """
+    """L_bc, mean-flow behaviour cloning, for noise (B, A) and times r, t (B, 1). Where r = t the target is v."""
     a_r, v = path(action, noise, r)
-    u = policy(obs, a_r, r, t) if u is None else u
-    u_target = v.clone()  # and with the derivative in all rows but the first
-    obs, a_r, r, t, v = (x[equal_rows:] for x in (obs, a_r, r, t, v))
-    if velocity == "own":
-        with torch.no_grad():
-            v = torch.where(r == t, v, policy(obs, a_r, r, r))
-    if derivative == "finite_difference":
-        du_dr = finite_difference(policy, obs, a_r, r, t, v, delta_r, u[equal_rows:].detach(), dtype)
-    elif derivative == "exact":
-        du_dr = exact_derivative(policy, obs, a_r, r, t, v)
-    elif derivative == "zero":
-        du_dr = torch.zeros_like(v)
-    else:
-        raise ValueError(f"derivative {derivative!r}: choose from finite_difference, exact, zero")
-    u_target[equal_rows:] = v - (r - t) * du_dr  # Eq. 2; no gradient flows through it
-    error = (u - u_target).square().sum(-1, keepdim=True)
-    loss = (error if weight is None else weight * error).mean()
-    return loss, {"bc_loss": loss.detach(), "du_dr": du_dr.abs().sum() / max(du_dr.numel(), 1)}
-
-
-def cloning_weights(advantage: Tensor, eta: float = 1.0) -> Tensor:
-    """Weights (B, 1), of mean 1, for rows whose actions are better by `advantage` (B, 1) than the policy's own.
-
-    exp(eta advantage) is by how much the policy that is best under Eq. 6, with a KL divergence for L_bc, prefers an
-    action to the data's policy (not in the paper; as AWR does, arXiv 1910.00177). Where eta is so large that few rows
-    would be left, it is lowered until the exponents have a standard deviation of 1.
-    """
-    exponent = eta * advantage
-    return torch.softmax(exponent / exponent.std(correction=0).clamp_min(1.0), 0) * len(exponent)
+    u = policy(obs, a_r, r, t)
+    du_dr = derivative(policy, obs, a_r, r, t, v, u.detach())
+    u_target = v - (r - t) * du_dr  # Eq. 2; no gradient flows through it
+    loss = (u - u_target).square().sum(-1).mean()  # Eq. 1
+    return loss, {"bc_loss": loss.detach(), "du_dr": du_dr.abs().mean()}
 
 
 def critic_loss(
     critics: Sequence[nn.Module],
     target_critics: Sequence[nn.Module],
-    target_policy: MeanFlowPolicy,
+    target_policy: nn.Module,
     batch: Batch,
     noise: Tensor,
     gamma: float = 0.99,
@@ -430,49 +240,142 @@ def policy_loss(
     policy: MeanFlowPolicy,
     critics: Sequence[nn.Module],
     batch: Batch,
-    noise: Tensor,
-    act_noise: Tensor,
+    bc_noise: Tensor,
+    q_noise: Tensor,
     r: Tensor,
     t: Tensor,
-    eta: float | None = 1.0,
-    normalise_q: bool | None = True,
-    objective: str = "both",
-    cloning: str | None = "plain",
-    **options: Any,
+    config: Config,
 ) -> tuple[Tensor, Info]:
     """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
 
-    noise (B, A), r and t (B, 1) and `options` belong to L_bc (`mean_flow_loss`), act_noise (B, A) becomes a~.
-    `normalise_q` divides Q by its mean absolute value, so that eta means the same at every scale of reward (not in the
-    paper; as in FQL and TD3+BC). `cloning` "weighted" gives the rows of L_bc `cloning_weights`.
+    bc_noise (B, A) and the times r, t (B, 1) belong to L_bc, q_noise (B, A) becomes a~. `config` gives eta, the
+    derivative, which of the two terms there are, and whether Q is divided by its mean absolute value, so that eta means
+    the same at every scale of reward (not in the paper; as in FQL and TD3+BC).
     """
-    a_r, _ = path(batch.action, noise, r)
-    zero, one = torch.zeros_like(r), torch.ones_like(r)
-    # u(a_r, r, t) and u(act_noise, 0, 1) in one pass over twice the rows
-    pairs = ((batch.obs, batch.obs), (a_r, act_noise), (r, zero), (t, one))
-    u, u_act = policy(*(torch.cat(pair) for pair in pairs)).chunk(2)
-    loss, info, weight = torch.zeros((), device=u.device), {}, None
-    if objective != "bc":
-        a = (act_noise + u_act).clamp(-1, 1)  # a~, Eq. 3 in one step
-        q = mean_q(critics, batch.obs, a)
-        scale = q.detach().abs().mean().clamp_min(1e-6) if normalise_q else 1.0
-        loss = loss - eta * q.mean() / scale  # Eq. 6
-        info = {"q": q.detach().mean()}
-        if cloning == "weighted":
-            with torch.no_grad():
-                weight = cloning_weights((mean_q(critics, batch.obs, batch.action) - q) / scale, eta)
-        elif cloning not in ("plain", None):
-            raise ValueError(f"cloning {cloning!r}: choose from plain, weighted")
-    if objective != "q":
-        bc_loss, bc_info = mean_flow_loss(policy, batch.obs, batch.action, noise, r, t, **options, u=u, weight=weight)
-        loss, info = loss + bc_loss, bc_info | info
+    loss, info = torch.zeros((), device=batch.obs.device), {}
+    if config.objective != "q":
+        derivative = choose_derivative(config)
+        loss, info = mean_flow_loss(policy, batch.obs, batch.action, bc_noise, r, t, derivative)
+    if config.objective != "bc":
+        q = mean_q(critics, batch.obs, policy.act(batch.obs, q_noise))
+        scale = q.detach().abs().mean().clamp_min(1e-6) if config.normalise_q else 1.0
+        loss = loss - config.eta * q.mean() / scale  # Eq. 6
+        info["q"] = q.detach().mean()
     return loss, info | {"policy_loss": loss.detach()}
 
 
-# ----------------------------------------------------------------------------------------------------------- agent
+# -------------------- settings
+
+UNIFORM = (0.0, 0.0, 0.0, 0.0)
 
 
-PARTS = ("policy", "critics", "target_policy", "target_critics", "policy_optimizer", "critic_optimizer")
+def option(
+    default: Any, text: str, low: float = 0.0, high: float = 1e12, choices: tuple[str, ...] = (), group: str = ""
+) -> Any:
+    """A field of `Config`: default, comment (which is also its --help), bounds or choices, group that it opens."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices, "group": group})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run: concrete values, by default those that measured best here."""
+
+    env: str = option(
+        "world",
+        "world, tag, spread, halfcheetah (section 5.1), or MODULE:FUNCTION that makes a PettingZoo environment",
+        group="task and data",
+    )
+    data: str = option("expert.npz", "file or folder; a missing file is made, of the quality that its name ends in")
+    seed: int = option(0, "seeds networks, batches, noise and evaluation; paper: five seeds", high=1e9)
+    objective: str = option(
+        "both", "terms of Eq. 6; bc, q: ablations, Figure 4", choices=("both", "bc", "q"), group="method"
+    )
+    eta: float = option(1.0, "weight of the Q term, Eq. 6; without it by task and data; paper Table 3")
+    normalise_q: bool = option(True, "divide Q by its mean absolute value in Eq. 6; paper: no")
+    times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
+    equal_share: float = option(0.5, "share of rows with r = t among ordered times; not in the paper", high=1)
+    xi: tuple[float, ...] = option(UNIFORM, "coefficients of p(t; xi), Eq. 4; paper Table 3")
+    derivative: str = option("finite_difference", "du/dr; paper Eq. 5", choices=("finite_difference", "exact", "zero"))
+    delta_r: float = option(1e-3, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
+    derivative_dtype: str = option("float32", "of du/dr; paper does not say", choices=("float32", "float64"))
+    candidates: int = option(8, "one-step actions drawn when acting, the critics' best is taken; paper 1", low=1)
+    act_noise: float = option(0.5, "scale of the noise when acting; without it by task and data; paper 1")
+    hidden_dim: int = option(
+        512, "width of each hidden layer; paper 512, section 7.1", low=1, group="networks and optimisation"
+    )
+    hidden_layers: int = option(4, "hidden layers of each network; paper 4, section 7.1", low=1)
+    batch_size: int = option(256, "transitions per agent and update; paper 256, Table 4", low=1, high=1e6)
+    learning_rate: float = option(3e-4, "Adam's, for policy and critics; paper 3e-4, section 7.1")
+    gamma: float = option(0.99, "discount factor; paper 0.99, Table 4", high=1)
+    rho: float = option(0.005, "target update rate; paper 0.005, Table 4", high=1)
+    steps: int = option(5000, "training steps; paper 1,000,000, section 7.1", low=1, group="running")
+    eval_every: int = option(100, "steps between evaluations; paper 100, section 7.1", low=1)
+    eval_episodes: int = option(10, "episodes of each evaluation; paper 10, section 7.1", low=1)
+    final_episodes: int = option(100, "episodes of the last evaluation; not in the paper", low=1)
+    save_every: int = option(1000, "steps between checkpoints; not in the paper", low=1)
+    device: str = option("auto", "where networks and data live; paper: one GPU", choices=("auto", "cpu", "cuda"))
+    out: str = option("runs/om2p", "folder of the run, a new one; without it named after task, data and seed")
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError that names the first setting out of its choices or bounds."""
+        for f in fields(self):
+            value, flag, choices = getattr(self, f.name), f"--{f.name.replace('_', '-')}", f.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"{flag} {value}: choose from {', '.join(choices)}")
+            low, high = f.metadata["low"], f.metadata["high"]
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                raise ValueError(f"{flag} {value}: must be a number from {low:g} to {high:g}")
+        check_xi(self.xi)
+
+    @classmethod
+    def of(cls, env: str, quality: str, /, preset: str = "recommended", **given: Any) -> Config:
+        """Settings for data of a task and quality, in three layers: the preset, the row of `TABLE`, what is given."""
+        paper_eta, paper_xi, eta, act_noise = TABLE.get(f"{env}/{quality}", (1.0, UNIFORM, cls.eta, cls.act_noise))
+        table = {"eta": eta, "act_noise": act_noise}
+        if preset == "paper":
+            table = PAPER | {"eta": paper_eta, "xi": paper_xi}
+        return cls(**table | {"env": env} | given)
+
+
+PAPER = {
+    "times": "coupled",
+    "delta_r": 1e-12,
+    "derivative_dtype": "float64",
+    "normalise_q": False,
+    "candidates": 1,
+    "act_noise": 1.0,
+}
+TABLE = {  # the paper's eta and xi, Table 3; our eta (of normalised Q) and act_noise, from lab/results/tune.csv
+    "tag/medium-replay": (100.0, UNIFORM, 300.0, 1.0),
+    "tag/medium": (10.0, (0.0, 0.0, 0.2, 0.0), 100.0, 1.0),
+    "tag/medium-expert": (100.0, (2.0, 0.0, 0.0, 0.0), 100.0, 1.0),
+    "tag/expert": (1.0, UNIFORM, 10.0, 1.0),
+    "world/medium-replay": (100.0, (0.0, 0.0, 0.2, 0.0), 300.0, 1.0),
+    "world/medium": (1000.0, (0.0, 0.0, 0.2, 0.0), 30.0, 1.0),
+    "world/medium-expert": (10000.0, UNIFORM, 30.0, 1.0),
+    "world/expert": (1.0, UNIFORM, 100.0, 1.0),
+    "spread/medium-replay": (1.0, UNIFORM, 30.0, 1.0),
+    "spread/medium": (1.0, UNIFORM, 10.0, 1.0),
+    "spread/medium-expert": (0.1, (0.0, 0.0, 0.05, 0.0), 10.0, 1.0),
+    "spread/expert": (1.0, (0.0, 0.0, 0.1, 0.0), 1.0, 1.0),
+    "halfcheetah/medium-replay": (1.0, UNIFORM, 0.01, 0.0),
+    "halfcheetah/medium": (0.125, UNIFORM, 0.01, 0.5),
+    "halfcheetah/medium-expert": (0.02, UNIFORM, 0.01, 0.5),
+    "halfcheetah/expert": (0.008, UNIFORM, 0.01, 0.0),
+}
+
+
+def choose_derivative(config: Config) -> Callable[..., Tensor]:
+    """The function that gives du/dr."""
+    derivative = {
+        "finite_difference": partial(finite_difference, delta_r=config.delta_r),
+        "exact": exact_derivative,
+        "zero": lambda policy, obs, a_r, r, t, v, u: torch.zeros_like(v),  # as Eq. 5 in float32 at the paper's delta_r
+    }[config.derivative]
+    return in_float64(derivative) if config.derivative_dtype == "float64" else derivative
+
+
+# -------------------- agent
 
 
 class Agent:
@@ -481,7 +384,7 @@ class Agent:
     def __init__(
         self, obs_dim: int, action_dim: int, config: Config, device: str | torch.device = "cpu", index: int = 0
     ) -> None:
-        self.config = c = config.resolve()
+        self.config = c = config
         sizes = (obs_dim, action_dim, c.hidden_dim, c.hidden_layers)
         self.generator = torch.Generator(device).manual_seed(1000 * c.seed + index)
         self.policy = MeanFlowPolicy(*sizes).to(device)
@@ -494,55 +397,48 @@ class Agent:
 
     def update(self, batch: Batch) -> Info:
         """One step of critics (Eq. 7), policy (Eq. 6) and targets; returns the losses as tensors, not read yet."""
-        c, shape = self.config, (3, *batch.action.shape)
-        noise, act_noise, next_noise = torch.randn(shape, generator=self.generator, device=batch.action.device)
+        c, (B, A) = self.config, batch.action.shape
+        bc_noise, q_noise, next_noise = torch.randn(3, B, A, generator=self.generator, device=batch.action.device)
+        r, t = sample_interval(c.xi, B, c.times, c.equal_share, self.generator)
+
         loss, info = critic_loss(self.critics, self.target_critics, self.target_policy, batch, next_noise, c.gamma)
         descend(self.critic_optimizer, loss)
-        r, t = sample_times(c.xi or UNIFORM, len(noise), c.times or "coupled", c.equal_share, self.generator)
-        dtype = getattr(torch, c.derivative_dtype or "float32")
-        options = {"derivative": c.derivative, "delta_r": c.delta_r, "dtype": dtype, "velocity": c.velocity}
-        options |= {"eta": c.eta, "normalise_q": c.normalise_q, "objective": c.objective, "cloning": c.cloning}
-        options["equal_rows"] = count_equal(c.equal_share, len(noise))
-        loss, policy_info = policy_loss(self.policy, self.critics, batch, noise, act_noise, r, t, **options)
+        loss, policy_info = policy_loss(self.policy, self.critics, batch, bc_noise, q_noise, r, t, c)
         descend(self.policy_optimizer, loss)
         soft_update(self.target_critics, self.critics, c.rho)
         soft_update(self.target_policy, self.policy, c.rho)
         return info | policy_info
-
-    def acting(self) -> tuple[nn.Module, nn.Module]:
-        """The policy and the critics that `act` uses."""
-        averaged = self.config.act_with == "averaged"
-        return (self.target_policy, self.target_critics) if averaged else (self.policy, self.critics)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Actions (B, A) for observations (B, O): of `candidates` one-step actions, the one with the highest mean Q.
 
         They come from Gaussian noise (B, candidates, A), or (B, A) for one, else drawn from `generator`, times
-        `act_noise`.
+        `act_noise`. The targets of Algorithm 1 act, which are running averages of the trained networks.
         """
-        policy, critics = self.acting()
-        B, A = obs.shape[0], policy.action_dim
+        B, A = obs.shape[0], self.target_policy.action_dim
         if noise is None:
-            noise = torch.randn(B, self.config.candidates or 1, A, device=obs.device, generator=generator)
+            noise = torch.randn(B, self.config.candidates, A, device=obs.device, generator=generator)
         noise = noise.view(B, -1, A) * self.config.act_noise
         rows = obs.repeat_interleave(noise.shape[1], 0)
-        actions = policy.act(rows, noise.flatten(0, 1))
+        actions = self.target_policy.act(rows, noise.flatten(0, 1))
         if noise.shape[1] == 1:
             return actions
-        best = mean_q(critics, rows, actions).view(B, -1, 1).argmax(1, keepdim=True).expand(-1, 1, A)
-        return actions.view(noise.shape).gather(1, best)[:, 0]
+        best = mean_q(self.target_critics, rows, actions).view(B, -1, 1).argmax(1, keepdim=True)
+        return actions.view(noise.shape).gather(1, best.expand(-1, 1, A))[:, 0]
+
+    PARTS = ("policy", "critics", "target_policy", "target_critics", "policy_optimizer", "critic_optimizer")
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues a training, as tensors and plain types."""
-        return {name: getattr(self, name).state_dict() for name in PARTS} | {"generator": self.generator.get_state()}
+        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return parts | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; without its "generator", with this agent's own random stream."""
-        for name in PARTS:
+        """Continue where `state_dict` was taken."""
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
-        if "generator" in state:
-            self.generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"])
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -558,11 +454,11 @@ def soft_update(target: nn.Module, online: nn.Module, rho: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rho)
 
 
-# -------------------------------------------------------------------------------------------------------- training
+# -------------------- training
 
 
 def train(
-    config: Config, dataset: Dataset | None = None, make_agent: Callable[..., Agent] = Agent, resume: bool = False
+    config: Config, dataset: Dataset | None = None, resume: bool = False, make_agent: Callable[..., Agent] = Agent
 ) -> tuple[list[Agent], dict[str, Any]]:
     """Algorithm 1: train every agent on one data set, evaluate on the way, leave a run folder (`data.RunFolder`).
 
@@ -572,98 +468,79 @@ def train(
     """
     from tqdm import tqdm
 
-    from data import RunFolder, check_options, interruptible, load_or_make
+    from data import load_or_make, open_run, pick_device, tune_cpu
     from envs import evaluate, make_env, save_gif
 
-    check_options(config)
     device = pick_device(config.device)
-    dataset = (dataset or load_or_make(config.data, config.env, config.quality, config.prey)).to(device)
-    config = config.resolve(dataset.meta["quality"])
-    if device.type == "mps" and config.derivative_dtype == "float64":
-        raise ValueError(f"--device mps has no float64, which --delta-r {config.delta_r:g} needs: use --device cpu")
-    half = np.array(0.5, config.derivative_dtype)
-    if config.delta_r is not None and half + half.dtype.type(config.delta_r) == half:
-        print(f"note: r + {config.delta_r:g} rounds to r in {half.dtype}, so Eq. 5 is zero or rounding noise")
-    tune_cpu(device)
-    torch.manual_seed(config.seed)  # before the networks are built
-    _, N, O = dataset.observations.shape
-    agents = [make_agent(O, dataset.actions.shape[-1], config, device, index=i) for i in range(N)]
+    dataset = (dataset or load_or_make(config.data, config.env)).to(device)
     env = make_env(config.env, dataset.prey, device)
     dataset.check_fits(env)
-    with RunFolder(asdict(config), dataset, resume) as run:
-        for agent, state in zip(agents, run.state["agents"] if run.state else ()):
-            agent.load_state_dict(state)
-        options = {"total": config.steps, "initial": run.step, "unit": "step", "mininterval": run.refresh}
-        with interruptible() as stop, tqdm(**options) as bar:
-            for step in range(run.step + 1, config.steps + 1):
+    tune_cpu(device)
+    torch.manual_seed(config.seed)  # before the networks are built
+    sizes = (env.obs_dim, env.action_dim, config, device)
+    agents = [make_agent(*sizes, index=i) for i in range(env.num_agents)]
+    progress = {"total": config.steps, "unit": "step", "mininterval": 0.1 if sys.stderr.isatty() else 30.0}
+    with open_run(config, dataset, agents, resume) as run:
+        with tqdm(initial=run.step, **progress) as bar:
+            while run.step < config.steps and not run.stop.is_set():
                 for i, agent in enumerate(agents):
-                    run.log(agent.update(Batch(*dataset.sample(i, config.batch_size, agent.generator))))
+                    batch = Batch(*dataset.sample(i, config.batch_size, agent.generator))
+                    run.log(agent.update(batch))
+                run.step += 1
                 bar.update()
-                last = step == config.steps or stop.is_set()
-                if step % config.eval_every == 0:
-                    score = partial(evaluate, agents, env, config.eval_episodes, config.seed + 1)
-                    bar.set_postfix(run.record(step, score), refresh=False)
-                if last or step % config.save_every == 0:
-                    run.save_checkpoint(step, agents)
-                if last:
-                    break
+                if run.step % config.eval_every == 0:
+                    score = run.record(partial(evaluate, agents, env, config.eval_episodes, config.seed + 1))
+                    bar.set_postfix(score, refresh=False)
+                if run.step % config.save_every == 0:
+                    run.save()
+        run.save()
         summary = run.finish(partial(evaluate, agents, env, config.final_episodes, config.seed + 2))
         save_gif(agents, env, run.path / "rollout.gif", config.seed + 2)
     return agents, summary
 
 
-def pick_device(name: str) -> torch.device:
-    """The named device; for "auto" the first of cuda, mps and cpu that this machine has."""
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name != "auto" and not usable[name]:
-        raise ValueError(f"--device {name}: this machine has none; leave it out")
-    return torch.device(name if name != "auto" else next(d for d in usable if usable[d]))
+def load_agents(folder: str) -> tuple[list[Agent], dict[str, Any]]:
+    """The trained agents of a run folder, on the CPU, and its checkpoint."""
+    from data import load_checkpoint
+
+    state = load_checkpoint(folder)
+    if other := set(state["config"]) ^ {f.name for f in fields(Config)}:
+        raise ValueError(f"{folder} was trained by another program or version: its settings differ in {min(other)}")
+    config, (N, O, A) = Config(**state["config"]), state["sizes"]
+    agents = [Agent(O, A, config, index=i) for i in range(N)]
+    for agent, saved in zip(agents, state["agents"]):
+        agent.load_state_dict(saved | {"generator": agent.generator.get_state()})  # the saved one may be of a GPU
+    return agents, state
 
 
-def tune_cpu(device: torch.device) -> None:
-    """Two settings of the whole process that make training on a CPU faster and change no result beyond rounding.
-
-    Float32 matrix products may take oneDNN's path if that keeps float32's precision: it doubles their speed on some
-    processors, for twice the rounding error. On processors with bf16 matrix units it would round the factors to 8
-    bits, which drowns the difference of Eq. 5, so there the default stays (and on a GPU TF32 stays off likewise).
-    """
-    if device.type == "cpu":
-        torch.empty(31 * 2**18)  # 31 MB, freed at once: glibc then keeps blocks up to this size for the next use
-        generator = torch.Generator().manual_seed(0)
-        a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
-        torch.set_float32_matmul_precision("medium")
-        if ((a @ b).double() - a.double() @ b.double()).abs().max() > 1e-3:
-            torch.set_float32_matmul_precision("highest")
+# -------------------- command line
 
 
-# ---------------------------------------------------------------------------------------------------- command line
-
-
-def main(
-    argv: Sequence[str] | None = None,
-    kind: type[Config] = Config,
-    make_agent: Callable[..., Agent] = Agent,
-    prog: str = "om2p.py",
-) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """`python om2p.py ...`; returns the exit code: 2 for bad input, 130 if stopped by Ctrl-C."""
-    from data import Dataset, load_or_make, parse_config, score_run, stored_config
+    from data import free_folder, load_or_make, parse_options, pick_device, score
 
+    given, args = parse_options(Config, argv)
     try:
-        config, given, args = parse_config(kind, argv, prog)
         if args.evaluate:
-            score_run(args.evaluate, kind, make_agent, args.episodes or 100, args.gif, args.export)
+            score(*load_agents(args.evaluate), args.episodes, args.gif, args.export)
             return 0
         if args.resume:
-            config = stored_config(config, given)
-        pick_device(config.device)
-        config.resolve(Dataset.quality_of(config))  # refuse bad settings before any data is made
-        dataset = load_or_make(config.data, config.env, config.quality, config.prey)
-        summary = train(config, dataset, make_agent, args.resume)[1]
+            config = replace(load_agents(args.resume)[0][0].config, out=args.resume, **given)
+            dataset = load_or_make(config.data, config.env)
+        else:
+            config = Config(**given)  # refuses bad settings before any data is made
+            pick_device(config.device)
+            dataset = load_or_make(config.data, config.env)
+            quality = dataset.meta["quality"]
+            out = free_folder(f"{config.env}-{quality}-seed{config.seed}")
+            config = Config.of(config.env, quality, args.preset, **{"out": out} | given)
+        summary = train(config, dataset, resume=bool(args.resume))[1]
     except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"om2p.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        print("om2p.py: interrupted", file=sys.stderr)
         return 130
     return 0 if summary["steps"] == config.steps else 130
 
