@@ -1,0 +1,451 @@
+"""Tables and figures from results/*.csv: the paper's beside ours, as pictures, and a verdict for each claim.
+
+    python notebooks/lab/evidence.py     # prints the tables and verdicts; draws results/table1.png, figure2.png, ...
+
+It uses what `reproduce.py` and `benchmark.py` have written so far; what is missing is left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import reproduce  # noqa: E402
+from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
+from reproduce import CELLS, ENVS, RESULTS, WORLD, table  # noqa: E402
+
+# the method as it was at that commit, until its runs are made anew: "om2p" and "om2p-paper"
+OURS, OURS_NAME = "om2p@5c7f10a", "OM2P (ours, @5c7f10a)"
+PAPERS, PAPERS_NAME = "om2p-paper@5c7f10a", "OM2P (paper's settings, @5c7f10a)"
+NAMES = {"bc": "BC", "omar": "OMAR", "ma-sfbc": "MA-SfBC", "ma-fql": "MA-FQL", PAPERS: PAPERS_NAME, OURS: OURS_NAME}
+COLOURS = dict(zip(NAMES, (GREY, YELLOW, PINK, GREEN, ORANGE, BLUE)))
+TASKS = dict(tag="Predator-Prey", world="World", spread="Cooperative Navigation", halfcheetah="2-agent HalfCheetah")
+TABLE_1 = {  # of the paper: mean return over 5 seeds, for data of each of QUALITIES
+    "tag": {
+        "omar": (86.8, 116.9, 128.3, 202.8),
+        "ma-sfbc": (26.1, 127.0, 152.3, 256.0),
+        "ma-fql": (203.8, 255.1, 233.0, 289.5),
+        OURS: (203.1, 257.3, 230.2, 330.3),
+    },
+    "world": {
+        "omar": (21.1, 45.6, 71.5, 84.8),
+        "ma-sfbc": (9.1, 54.2, 60.6, 97.3),
+        "ma-fql": (107.0, 136.1, 120.7, 139.4),
+        OURS: (106.0, 142.0, 126.9, 175.0),
+    },
+    "spread": {
+        "omar": (260.7, 348.7, 450.3, 564.6),
+        "ma-sfbc": (196.1, 276.3, 299.8, 553.0),
+        "ma-fql": (375.6, 469.6, 525.0, 582.6),
+        OURS: (380.3, 441.2, 510.0, 614.0),
+    },
+    "halfcheetah": {
+        "omar": (1675, 2797, 2900, 2964),
+        "ma-sfbc": (-128, 1387, 1392, 2387),
+        "ma-fql": (2554, 2172, 2655, 3870),
+        OURS: (2526, 2674, 2917, 4152),
+    },
+}
+CELLS_OF = {env: [cell for cell in CELLS if cell.startswith(f"{env}/")] for env in ENVS}
+PAPER = {(c, s): x for env, rows in TABLE_1.items() for s, row in rows.items() for c, x in zip(CELLS_OF[env], row)}
+OVER_DATA = {  # the paper's OM2P over the mean return of its data
+    "spread/medium": 1.7,
+    "tag/medium": 2.9,
+    "world/medium": 3.3,
+    "spread/expert": 1.19,
+    "tag/expert": 1.78,
+    "world/expert": 2.2,
+}
+DATA_RETURNS = dict(  # mean return of the data that data.py makes, likewise
+    zip(
+        CELLS,
+        (
+            *(18.12, 89.61, 99.32, 185.21),
+            *(6.073, 43.75, 47.35, 79.56),
+            *(164.454, 256.71, 282.68, 516.28),
+            *(360.93, 1821.8, 1752.3, 3328.4),
+        ),
+    )
+)
+TABLE_2 = {  # of the paper: seconds and megabytes of 10,000 steps with 10 evaluation episodes every 100, on a GPU
+    "ma-sfbc": (6242, 1036),
+    "ma-fql": (715, 906),
+    f"{PAPERS}, full Jacobian": (679, 2442),
+    PAPERS: (576, 650),
+}
+BySeed = dict[int, float]
+Key = tuple[str, str, str]  # cell, system, options without those of the budget
+
+
+# ------------------------------------------------------------------------------------------------------------- scores
+
+
+def curves(name: str, last: str = "0") -> dict[Key, dict[int, BySeed]]:
+    """The returns of a grid's evaluations on the way (last "1": of those at the end), by step and seed."""
+    found: dict[Key, dict[int, BySeed]] = {}
+    for row in table(RESULTS / f"{name}.csv"):
+        if row["last"] == last:
+            change = re.sub(r"--(steps|eval-every) \d+ ?", "", row["options"])
+            by_step = found.setdefault((row["cell"], row["system"], change), {})
+            by_step.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
+    return found
+
+
+def finals(name: str) -> dict[Key, BySeed]:
+    """The returns at the end of a grid's runs, by seed."""
+    return {key: by_seed for key, by_step in curves(name, "1").items() for by_seed in by_step.values()}
+
+
+def mean_and_spread(scores: BySeed) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (0 for one seed)."""
+    return statistics.mean(scores.values()), statistics.stdev(scores.values()) if len(scores) > 1 else 0.0
+
+
+def average(scores: list[BySeed]) -> BySeed:
+    """The mean over cells (or steps), for the seeds that all of them have."""
+    seeds = set.intersection(*map(set, scores))
+    return {seed: statistics.mean(by_seed[seed] for by_seed in scores) for seed in seeds}
+
+
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, two-sided, for 1, 2, ... degrees of freedom
+
+
+def difference(a: BySeed, b: BySeed) -> tuple[str, str]:
+    """Mean of a - b over common seeds and its standard error; whether the t-test at 95% tells it from zero.
+
+    Runs of one seed are scored on the same episodes; those of OM2P also start with the same weights.
+    """
+    differences = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
+    if len(differences) < 2:
+        return "".join(f"{x:+.0f}" for x in differences) or "-", "not told apart"
+    mean, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+    digits, noise = 1 if error < 1 else 0, T_95[min(len(differences), 10) - 2] * error
+    word = "above" if mean > noise else "below" if mean < -noise else "not told apart"
+    return f"{mean:+.{digits}f} +- {error:.{digits}f}", word
+
+
+def above(a: BySeed, b: BySeed) -> str:
+    """How `a` stands to `b`, in words."""
+    count = len(a.keys() & b.keys())
+    return f"{', '.join(difference(a, b))} ({count} seed{'s' * (count != 1)})"
+
+
+# ------------------------------------------------------------------------------------------------------------ Table 1
+
+
+def table_1() -> dict[tuple[str, str], BySeed]:
+    """The returns by cell and system; ValueError if a system has two settings."""
+    found: dict[tuple[str, str], BySeed] = {}
+    for (cell, system, _), by_seed in finals("table1").items():
+        if (cell, system) in found:
+            raise ValueError(f"table1.csv has two settings of {system} on {cell}: delete the rows of one")
+        found[cell, system] = by_seed
+    return found
+
+
+def text_table_1() -> list[str]:
+    """Ours beside the paper's (in brackets), one line for each cell."""
+    found, width = table_1(), {s: max(24, len(name) + 2) for s, name in NAMES.items()}
+    lines = [f"{'':<38}{'data':>8}" + "".join(f"{name:>{width[s]}}" for s, name in NAMES.items())]
+    for cell, level in DATA_RETURNS.items():
+        env, quality = cell.split("/")
+        line = f"{TASKS[env] + ', ' + quality:<38}{level:8.1f}"
+        for system in NAMES:
+            by_seed = found.get((cell, system))
+            text = "{:.0f} +- {:.0f}".format(*mean_and_spread(by_seed)) if by_seed else "-"
+            paper = f" ({PAPER[cell, system]:g})" if (cell, system) in PAPER else ""
+            line += f"{text + paper:>{width[system]}}"
+        lines.append(line)
+    return lines
+
+
+def verdicts_table_1() -> list[str]:
+    """How OM2P stands to every other system on average over the kinds of data of a task, and to the best on each."""
+    found, lines = table_1(), []
+    for env, cells in CELLS_OF.items():
+        averages = {s: average([found.get((cell, s), {}) for cell in cells]) for s in NAMES}
+        lines.append(f"{TASKS[env]}: average of {OURS_NAME}, minus that of")
+        for system in (s for s in NAMES if s != OURS):
+            line = f"    {NAMES[system]}: {above(averages[OURS], averages[system])}"
+            if system in TABLE_1[env] and averages[OURS] and averages[system]:
+                ratio = mean_and_spread(averages[OURS])[0] / mean_and_spread(averages[system])[0]
+                line += f"; x {ratio:.2f} (paper x {sum(TABLE_1[env][OURS]) / sum(TABLE_1[env][system]):.2f})"
+            lines.append(line)
+        for cell in cells:
+            means = {s: mean_and_spread(found[cell, s]) for s in NAMES if (cell, s) in found}
+            if OURS in means:
+                lines.append(f"  {cell.split('/')[1]}: {verdict_cell(cell, means)}")
+    return lines
+
+
+def verdict_cell(cell: str, means: dict[str, tuple[float, float]]) -> str:
+    """The best system of one cell and how OM2P stands to it, and to the data where the paper says so."""
+    best = max(means, key=means.get)
+    mean, text = means[OURS][0], f"best {NAMES[best]}"
+    if best != OURS:
+        text += f", OM2P {means[best][0] - mean:.0f} behind ({NAMES[best]}'s standard deviation: {means[best][1]:.0f})"
+    if cell in OVER_DATA:
+        text += f"; x {mean / DATA_RETURNS[cell]:.2f} of the data (paper x {OVER_DATA[cell]})"
+    return text
+
+
+def at_step(by_step: dict[int, BySeed], step: float) -> BySeed:
+    """The return of every seed at a step between two evaluations, on the line between them."""
+    before, after = max(s for s in by_step if s <= step), min(s for s in by_step if s >= step)
+    share = (step - before) / max(after - before, 1)
+    return {seed: (1 - share) * x + share * by_step[after][seed] for seed, x in by_step[before].items()}
+
+
+def verdicts_equal_time() -> list[str]:
+    """OM2P after all steps beside a slower system after as many as it makes in the same training time.
+
+    Averages over the kinds of data of the evaluations of 10 episodes while training.
+    """
+    costs = {row["figure"]: float(row["value"]) for row in table(RESULTS / "benchmark.csv")}
+    lines = ["Table 1 at equal training time: average of OM2P at its end, minus a slower system's by then:"]
+    by_cell = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
+    for env, system in itertools.product(ENVS, NAMES):
+        ours, theirs = ([by_cell.get((cell, s), {}) for cell in CELLS_OF[env]] for s in (OURS, system))
+        cost = costs.get(f"{system}: update at width 128 / {OURS}'s", 1.0)
+        if cost > 1 and all(ours) and all(theirs):
+            end = max(ours[0])
+            pair = (
+                average([at_step(by_step, step) for by_step in curve])
+                for curve, step in ((ours, end), (theirs, end / cost))
+            )
+            lines.append(f"    {TASKS[env]}, {NAMES[system]} after {end / cost:.0f} steps: {above(*pair)}")
+    return lines
+
+
+def panel(axes: Axes, title: str, cells: list[str], scores: dict[tuple[str, str], BySeed], colours: dict) -> None:
+    """Mean and standard deviation over seeds, by cell and label; the paper's as rings, the data's as dotted lines."""
+    for k, cell in enumerate(cells):
+        axes.plot([k - 0.42, k + 0.42], [DATA_RETURNS[cell]] * 2, color="black", lw=1, ls=":")
+        for j, (label, colour) in enumerate(colours.items()):
+            x = k + (j - (len(colours) - 1) / 2) * 0.84 / len(colours)
+            if by_seed := scores.get((cell, label)):
+                axes.errorbar(x, *mean_and_spread(by_seed), color=colour, marker="o", ms=6, capsize=2)
+            if (cell, label) in PAPER:
+                axes.plot(x, PAPER[cell, label], "o", ms=6, mfc="none", color=colour, alpha=0.6)
+    axes.set_title(title, fontsize=12)
+    axes.set_xticks(range(len(cells)), [cell.split("/")[1] for cell in cells])
+    axes.set_ylabel("return")
+
+
+def legend(figure: Figure, colours: dict[str, str]) -> None:
+    """What the colours mean, below all panels."""
+    axes = figure.axes[0]
+    for label, colour in colours.items():
+        axes.plot([], [], "o", color=colour, label=NAMES.get(label, label))
+    axes.plot([], [], color="black", lw=1, ls=":", label="return of the data")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def draw_table_1(figure: Figure) -> None:
+    """A panel for each task: ours as filled dots, the paper's as rings."""
+    for axes, (env, cells) in zip(figure.subplots(2, 2).flat, CELLS_OF.items()):
+        panel(axes, TASKS[env], cells, table_1(), COLOURS)
+    axes = figure.axes[0]
+    axes.plot([], [], "o", mfc="none", color="black", label="the paper's (ring)")
+    legend(figure, COLOURS)
+
+
+# ------------------------------------------------------------------------------------------------------------ Table 2
+
+
+def text_table_2() -> list[str]:
+    """Time and memory of every system, and their ratios to OM2P as published, beside the paper's ratios."""
+    lines = [f"{'':<38}{'seconds':>9}{'MB':>8}{'time / OM2P':>14}{'(paper)':>9}{'memory / OM2P':>15}{'(paper)':>9}"]
+    rows = {row["system"]: row for row in table(RESULTS / "table_2.csv")}
+    ours = {s: (float(row["seconds_per_10000_steps"]), float(row["megabytes"])) for s, row in rows.items()}
+    for system in rows if PAPERS in rows else ():
+        time, memory = (x / y for x, y in zip(ours[system], ours[PAPERS]))
+        paper = [f"({x / y:.2f})" for x, y in zip(TABLE_2.get(system, ()), TABLE_2[PAPERS])] or ["", ""]
+        line = "{:<38}{:9.0f}{:8.1f}".format(system, *ours[system])
+        line += f"{time:14.2f}{paper[0]:>9}{memory:15.2f}{paper[1]:>9}   ({rows[system]['steps']} steps)"
+        lines.append(line)
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------------ Figures
+
+
+CLONING = {
+    f"{name}, {times}": (system, f"--objective bc --xi {xi}")
+    for name, system in (("paper's settings", PAPERS), ("recommended", OURS))
+    for times, xi in (("Beta(6, 6)", "5 5 0 0"), ("uniform", "0 0 0 0"))
+}
+DIFFERENCES = {
+    f"{delta_r}, {dtype}": (PAPERS, f"--delta-r {delta_r} --derivative-dtype {dtype}")
+    for dtype, steps in (("float64", "0.1 1e-2 1e-4 1e-8 1e-12"), ("float32", "1e-3 1e-8 1e-12"))
+    for delta_r in steps.split()
+}
+EXACT = {"exact derivative": (PAPERS, "--derivative exact")}
+
+
+def draw_figure_2(figure: Figure) -> None:
+    """World expert: cloning with Beta(6, 6) against uniform times; the whole loss with several steps of Eq. 5."""
+    found, colours = curves("figure2"), (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY, "black")
+    parts = {
+        "cloning: distribution of times": CLONING,
+        r"whole loss: step of the difference $\Delta r$": DIFFERENCES | EXACT,
+    }
+    for axes, (title, wanted) in zip(figure.subplots(1, 2, sharey=True), parts.items()):
+        for (label, key), colour in zip(wanted.items(), (*colours, "black")):
+            by_step = dict(sorted(found.get(("world/expert", *key), {}).items()))
+            means, spreads = zip(*map(mean_and_spread, by_step.values())) if by_step else ((), ())
+            axes.plot(by_step.keys(), means, "--" if label in EXACT else "-", color=colour, label=label)
+            low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
+            axes.fill_between(by_step.keys(), low, high, color=colour, alpha=0.12, lw=0)
+        axes.axhline(DATA_RETURNS["world/expert"], color="black", lw=1, ls=":", label="return of the data")
+        axes.set_title(title, fontsize=12)
+        axes.set(xlabel="training steps", ylabel="return")
+        axes.legend(fontsize=9)
+
+
+def verdicts_figure_2() -> list[str]:
+    """Beta(6, 6) against uniform times, and every step of Eq. 5 against the exact derivative."""
+    last = finals("figure2")
+    along = {key: average(list(by_step.values())) for key, by_step in curves("figure2").items()}
+
+    def stands(a: tuple[str, str], b: tuple[str, str]) -> str:
+        pairs = [[scores.get(("world/expert", *key), {}) for key in (a, b)] for scores in (last, along)]
+        return "{}; along the curve {}".format(*(above(*pair) for pair in pairs))
+
+    paper_beta, paper_uniform, beta, uniform = CLONING.values()
+    return [
+        "Figure 2, claim: Beta(6, 6) clones better than uniform times. Beta minus uniform:",
+        f"    {PAPERS_NAME}: {stands(paper_beta, paper_uniform)}",
+        f"    {OURS_NAME}: {stands(beta, uniform)}",
+        "claim: a step of 1e-8 or less is as good as the exact derivative. Difference minus exact:",
+        *(f"    {step}: {stands(key, *EXACT.values())}" for step, key in DIFFERENCES.items()),
+    ]
+
+
+ETAS = {f"--eta {eta}": f"$\\eta$ = {eta}" for eta in ("0.1", "1", "10", "100", "1000")}
+PARTS = {"--objective q": "only Q", "--objective bc": "only cloning", "--xi 0 0 0 0": "uniform times", "": "everything"}
+
+
+def draw_on_world(figure: Figure, name: str, variants: dict[str, str]) -> None:
+    """Every variant on each kind of World's data: a panel for the paper's settings and one for ours."""
+    found, colours = finals(name), dict(zip(variants.values(), (YELLOW, GREY, SKY, BLUE, GREEN)))
+    for axes, system in zip(figure.subplots(1, 2, sharey=True), (PAPERS, OURS)):
+        scores = {(c, variants[change]): by_seed for (c, s, change), by_seed in found.items() if s == system}
+        panel(axes, NAMES[system], WORLD, scores, colours)
+    legend(figure, colours)
+
+
+def verdicts_figure_3() -> list[str]:
+    """Whether the largest weight of Q beats the smallest, and the best, on every quality of World."""
+    found = finals("figure3")
+    lines = ["Figure 3, claim: large weights (1000) beat small ones. 1000 minus 0.1, and the best:"]
+    for system, cell in itertools.product((PAPERS, OURS), WORLD):
+        by_eta = {eta.split()[1]: found.get((cell, system, eta), {0: float("-inf")}) for eta in ETAS}
+        best = max(by_eta, key=lambda eta: mean_and_spread(by_eta[eta]))
+        verdict = above(by_eta["1000"], by_eta["0.1"])
+        lines.append(f"    {NAMES[system]}, {cell.split('/')[1]}: {verdict}; best {best}")
+    return lines
+
+
+def verdicts_figure_4() -> list[str]:
+    """What removing a part does to the average over the qualities that were run without it."""
+    found = finals("figure4")
+    lines = ["Figure 4, claim: every part is needed. The average over qualities without it, minus with everything:"]
+    for system, part in itertools.product((PAPERS, OURS), list(PARTS)[:3]):
+        if cells := [cell for cell in WORLD if (cell, system, part) in found]:
+            pair = (average([found.get((cell, system, change), {}) for cell in cells]) for change in (part, ""))
+            where = "" if cells == WORLD else f" on {', '.join(cell.split('/')[1] for cell in cells)}"
+            lines.append(f"    {NAMES[system]}, {PARTS[part]}{where}: {above(*pair)}")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------- ablations
+
+
+def ablations() -> tuple[dict[str, dict[str, BySeed]], list[str]]:
+    """The returns by cell and by what is changed (recommended: nothing); and all changes, MA-FQL's last."""
+    scores: dict[str, dict[str, BySeed]] = {}
+    for (cell, system, change), by_seed in sorted(
+        finals("ablations").items(), key=lambda pair: CELLS.index(pair[0][0])
+    ):
+        if system == "ma-fql":
+            change = "MA-FQL, best of eight" if "--candidates" in change else "MA-FQL"
+        scores.setdefault(cell, {})[change or "recommended"] = by_seed
+    changes = dict.fromkeys(change for by_change in scores.values() for change in by_change)
+    return scores, sorted(changes, key=lambda change: (change.startswith("MA-FQL"), change != "recommended"))
+
+
+def draw_ablations(figure: Figure) -> None:
+    """A panel for each cell, a row for each change: mean and standard deviation over seeds; the default as a line."""
+    scores, changes = ablations()
+    for axes, (cell, by_change) in zip(figure.subplots(1, len(scores), sharey=True), scores.items()):
+        for row, change in enumerate(changes):
+            if by_seed := by_change.get(change):
+                colour = {"r": BLUE, "-": ORANGE, "M": GREEN}[change[0]]
+                mean, spread = mean_and_spread(by_seed)
+                axes.errorbar(mean, row, xerr=spread, color=colour, marker="o", ms=6, capsize=2)
+                if change == "recommended":
+                    axes.axvline(mean, color=colour, lw=1, ls=":")
+        axes.set_title("{}\n{}".format(TASKS[cell.split("/")[0]], cell.split("/")[1]), fontsize=11)
+        axes.set_xlabel("return")
+        axes.margins(x=0.15)
+    axes.set_yticks(range(len(changes)), changes)
+    axes.invert_yaxis()
+
+
+def verdicts_ablations() -> list[str]:
+    """What every change alone does to the return in each cell: a table, with a star where the seeds tell it apart."""
+    scores, changes = ablations()
+    head = "".join(f"{cell.replace('halfcheetah', 'cheetah'):>22}" for cell in scores)
+    lines = ["Ablations: the default changed alone, minus the default (*: told apart)", f"    {'':<24}{head}"]
+    for change in changes[1:]:
+        pairs = [(by_change.get(change, {}), by_change["recommended"]) for by_change in scores.values()]
+        texts = [text + "*" * (word != "not told apart") for text, word in (difference(*pair) for pair in pairs)]
+        lines.append(f"    {change:<24}" + "".join(f"{text:>22}" for text in texts))
+    return lines
+
+
+PICTURES = {
+    "table1": (draw_table_1, (11, 8)),
+    "figure2": (draw_figure_2, (12, 4.5)),
+    "figure3": (partial(draw_on_world, name="figure3", variants=ETAS), (11, 4)),
+    "figure4": (partial(draw_on_world, name="figure4", variants=PARTS), (11, 4)),
+    "ablations": (draw_ablations, (14, 5)),
+}
+VERDICTS = {
+    "table1": verdicts_table_1,
+    "equal time": verdicts_equal_time,
+    "figure2": verdicts_figure_2,
+    "figure3": verdicts_figure_3,
+    "figure4": verdicts_figure_4,
+    "ablations": verdicts_ablations,
+}
+
+
+def picture(name: str) -> Figure:
+    """The picture of a table or figure."""
+    return reproduce.picture(*PICTURES[name])
+
+
+def main() -> None:
+    """Draw and print all."""
+    for name in PICTURES:
+        if (RESULTS / f"{name}.csv").exists():
+            picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
+    print(*text_table_1(), *text_table_2(), sep="\n")
+    for verdicts in VERDICTS.values():
+        print(*verdicts(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

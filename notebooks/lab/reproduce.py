@@ -1,0 +1,415 @@
+"""Runs the grids behind Table 1 and Figures 2 to 4, ablations, and the search for each system's coefficients.
+
+    python notebooks/lab/reproduce.py --table 1              # likewise --figure 2, 3 or 4, --ablations, --tune
+    python notebooks/lab/reproduce.py --table 1 --only world/expert ma-fql
+    python notebooks/lab/reproduce.py --table 1 --engine ray # on a Ray cluster: this machine, or that of RAY_ADDRESS
+
+Every run is one command (`om2p.py` or `baselines.py`) in a process with one thread, as many at once as there are cores.
+As it ends, its evaluations are added to `results/GRID.csv`: a row each, with command, seed, version and machine. A run
+that stands there is skipped, so a grid can be stopped at any time and goes on where it was. Rows of a system such as
+om2p@5c7f10a are of the method at that commit. `evidence.py` draws and judges what is there. Table 2 is timed, one
+system after the other: `benchmark.py --table 2`.
+
+The other programs in this folder read, write and draw with the functions here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import itertools
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data import QUALITIES, make, whole_file  # noqa: E402
+from om2p import TABLE, UNIFORM  # noqa: E402
+
+RESULTS, DATA = HERE / "results", Path(os.environ.get("OM2P_DATA", HERE.parent / "data"))
+ENVS = ("tag", "world", "spread", "halfcheetah")
+CELLS = [f"{env}/{quality}" for env in ENVS for quality in QUALITIES]
+# for every system alike: 400 times fewer steps than the paper's, so a higher learning rate
+BUDGET = "--hidden-dim 128 --learning-rate 1e-3 --steps 2500 --eval-every 500"
+SYSTEMS = {  # name in a table: script and options
+    "bc": "notebooks/lab/baselines.py --algorithm bc",
+    "omar": "notebooks/lab/baselines.py --algorithm omar",
+    # four candidates instead of its paper's 16 in the target, which would take four times as long
+    "ma-sfbc": "notebooks/lab/baselines.py --algorithm ma-sfbc --target-candidates 4",
+    "ma-fql": "notebooks/lab/baselines.py --algorithm ma-fql",
+    "om2p-paper": "om2p.py --preset paper",
+    "om2p": "om2p.py",
+}
+Row = dict[str, str]
+Ended = tuple["Run", list[Row] | RuntimeError]  # a run and its rows, or why there are none
+
+
+# ------------------------------------------------------------------------------------------ files, processes, pictures
+
+
+def table(path: Path) -> list[Row]:
+    """The rows of a CSV; none if there is no such file."""
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """A CSV of these rows; at no moment is it half written."""
+    with whole_file(path) as part, open(part, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def append(path: Path, rows: list[dict]) -> None:
+    """Add rows, likewise."""
+    write(path, [*table(path), *rows])
+
+
+def python(*arguments: object) -> subprocess.CompletedProcess:
+    """Run Python with one thread in a process of its own, from the top of the repository."""
+    command, one_thread = [sys.executable, *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
+
+
+def picture(draw: Callable[[Figure], None], size: tuple[float, float]) -> Figure:
+    """A figure of so many inches, filled by `draw`."""
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------ one run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a system on a cell (task/quality) with a seed, and options on top of the budget."""
+
+    system: str
+    cell: str
+    seed: int
+    options: str
+
+    @property
+    def command(self) -> str:
+        """The command line, from the top of the repository and without the places of data and output."""
+        env = self.cell.split("/")[0]
+        budget = f"{BUDGET} --final-episodes {20 if env == 'halfcheetah' else 100}"
+        return f"{SYSTEMS[self.system]} --env {env} --seed {self.seed} {budget} {self.options}".strip()
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What identifies the run in a CSV."""
+        return (self.system, self.cell, self.command)
+
+
+def ended(path: Path) -> dict[tuple[str, str, str], Row]:
+    """The last row of every run in a CSV."""
+    return {(row["system"], row["cell"], row["command"]): row for row in table(path) if row["last"] == "1"}
+
+
+def execute(run: Run, version: str) -> list[Row] | RuntimeError:
+    """Train in a process of its own; the rows of its metrics.csv, or why it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        process = python(*run.command.split(), "--data", data_file(run.cell), "--out", out)
+        if process.returncode:
+            return RuntimeError(f"{run.command}: exit code {process.returncode}\n{process.stderr[-2000:]}")
+        rows = table(out / "metrics.csv")
+    same = {
+        "cell": run.cell,
+        "system": run.system,
+        "options": run.options,
+        "seed": str(run.seed),
+        "command": run.command,
+        "version": version,
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    figures = ("step", "episodes", "return", "return_std", "training_seconds")
+    return [{**{k: row[k] for k in figures}, **same, "last": str(int(row is rows[-1]))} for row in rows]
+
+
+def data_file(cell: str) -> Path:
+    """Where the data of a cell are: up to 0.7 GB."""
+    return DATA / f"{cell.replace('/', '-')}.npz"
+
+
+def make_data(runs: Iterable[Run]) -> None:
+    """Make what is missing, once for all processes."""
+    DATA.mkdir(parents=True, exist_ok=True)
+    for cell in sorted({run.cell for run in runs}):
+        if not data_file(cell).exists():
+            make(*cell.split("/"), data_file(cell))
+
+
+# ---------------------------------------------------------------------------------------------------------- many runs
+
+
+def this_version() -> str:
+    """The commit that runs, with a plus sign if files were changed since."""
+    command = ("git", "describe", "--always", "--dirty=+", "--exclude=*")
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def local_engine(runs: list[Run], jobs: int | None = os.cpu_count()) -> Iterator[Ended]:
+    """So many processes at a time on this machine."""
+    make_data(runs)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(execute, run, this_version()): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def ray_engine(runs: list[Run]) -> Iterator[Ended]:
+    """One core of a Ray cluster for each run: the cluster of RAY_ADDRESS, else one on this machine.
+
+    The repository travels to the workers; a cluster elsewhere makes the data anew, each node once.
+    """
+    import ray
+
+    code = {
+        "working_dir": str(ROOT),
+        "excludes": ["/*.npz", "!/behaviour.npz", "/.git", "/.venv", "/runs", "/notebooks/data"],
+        "env_vars": {},
+    }
+    if "RAY_ADDRESS" not in os.environ:
+        make_data(runs)
+        code["env_vars"]["OM2P_DATA"] = str(DATA)
+    ray.init(runtime_env=code, log_to_driver=False, include_dashboard=False)
+
+    @ray.remote(num_cpus=1)
+    def far(version: str, *run: object) -> list[Row] | RuntimeError:
+        from notebooks.lab import reproduce
+
+        run = reproduce.Run(*run)
+        reproduce.make_data([run])
+        return reproduce.execute(run, version)
+
+    waiting = {far.remote(this_version(), *astuple(run)): run for run in runs}
+    try:
+        while waiting:
+            (future,), _ = ray.wait(list(waiting))
+            yield waiting.pop(future), ray.get(future)
+    finally:
+        ray.shutdown()
+
+
+def run_all(runs: list[Run], path: Path, engine: Callable[[list[Run]], Iterator[Ended]]) -> None:
+    """Execute what is not in the CSV yet, adding each result as it comes; RuntimeError at the end if any failed."""
+    done, failed = ended(path), []
+    todo = [run for run in runs if run.key not in done]
+    print(f"{path.name}: {len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
+    for count, (run, rows) in enumerate(engine(todo), 1):
+        if isinstance(rows, RuntimeError):
+            failed.append(rows)
+        else:
+            append(path, rows)
+            figures = "  ".join(f"{float(rows[-1][k]):8.1f}" for k in ("return", "return_std", "training_seconds"))
+            print(f"{count}/{len(todo)}  {run.cell:<26} {run.system:<11} seed {run.seed} {figures} s", flush=True)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, the others are done; the first: {failed[0]}")
+
+
+# -------------------------------------------------------------------------------------------------------------- grids
+
+
+SEEDS = (1, 2, 3)
+WORLD = [f"world/{quality}" for quality in QUALITIES]
+BOTH = ("om2p-paper", "om2p")
+
+
+def grid(cells: list[str], variants: list[tuple[str, str]], seeds: tuple[int, ...] = SEEDS) -> list[Run]:
+    """Every variant, a system and its options, on every cell with every seed."""
+    return [Run(s, cell, seed, o.strip()) for seed, cell, (s, o) in itertools.product(seeds, cells, variants)]
+
+
+def table_1() -> list[Run]:
+    """All systems on all cells, with the settings that the search found and with other seeds."""
+    return [run for cell in CELLS for run in grid([cell], [(system, tuned(system, cell)) for system in SYSTEMS])]
+
+
+def figure_2() -> list[Run]:
+    """World expert: cloning alone with Beta(6, 6) against uniform times; the whole loss with several steps of Eq. 5."""
+    variants = [
+        *((system, f"--objective bc --xi {xi}") for system in BOTH for xi in ("5 5 0 0", "0 0 0 0")),
+        *(
+            ("om2p-paper", f"--delta-r {step} --derivative-dtype {dtype}")
+            for dtype, steps in (("float64", "0.1 1e-2 1e-4 1e-8 1e-12"), ("float32", "1e-3 1e-8 1e-12"))
+            for step in steps.split()
+        ),
+        ("om2p-paper", "--derivative exact"),
+    ]
+    return grid(["world/expert"], [(system, f"--steps 1000 --eval-every 100 {o}") for system, o in variants])
+
+
+def figure_3() -> list[Run]:
+    """The weight of Q on World, on raw Q as in the paper and on normalised Q."""
+    etas = ("0.1", "1", "10", "100", "1000")
+    return grid(WORLD, [(system, f"--steps 1000 --eta {eta}") for system in BOTH for eta in etas])
+
+
+def figure_4() -> list[Run]:
+    """Only Q, only cloning, everything, with the paper's settings and with ours; uniform times where its are not so."""
+    parts = ("--objective q", "--objective bc", "")
+    runs = grid(WORLD, [(system, f"--steps 1000 {part}") for system in BOTH for part in parts])
+    other_times = [cell for cell in WORLD if TABLE[cell][1] != UNIFORM]
+    return runs + grid(other_times, [("om2p-paper", "--steps 1000 --xi 0 0 0 0")])
+
+
+def ablations() -> list[Run]:
+    """The default with one choice changed at a time; and MA-FQL choosing among candidates as the default does.
+
+    What Figure 3 (Q's weight, and dividing Q by its mean) and the search (eta, act_noise) change is left out.
+    """
+    changes = (
+        *("", "--derivative exact", "--derivative zero", "--times coupled", "--delta-r 1e-2", "--objective bc"),
+        *("--equal-share 0.25", "--equal-share 0.75", "--candidates 1", "--candidates 4", "--candidates 32"),
+    )
+    mixed = ("world/medium-replay", "world/medium-expert", "spread/medium-replay", "spread/medium-expert")
+    cells = [*mixed, "halfcheetah/medium-expert"]
+    runs = grid(cells, [("om2p", f"--steps 1000 {change}") for change in changes])
+    for cell in cells:
+        fql = f"--steps 1000 {tuned('ma-fql', cell)}"
+        more = [] if fql.endswith("--act-noise 0") else [f"{fql} --candidates 8"]  # without noise all are the same
+        runs += grid([cell], [("ma-fql", options) for options in [fql, *more]])
+    return runs
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+
+
+def tries(**values: str) -> list[str]:
+    """Options for every combination of a value of each."""
+    options = [[f"--{name.replace('_', '-')} {value}" for value in some.split()] for name, some in values.items()]
+    return [" ".join(combination) for combination in itertools.product(*options)]
+
+
+TUNED = {  # per system and task, or cell: the four settings that are tried, those nearest to the data first
+    "om2p": {
+        "tag": tries(eta="30 100 300 1000"),
+        "tag/expert": tries(eta="3 10 30 100"),
+        "world": tries(eta="30 100 300 1000"),
+        "world/expert": tries(eta="10 30 100 300"),
+        "spread": tries(eta="10 30 100 300"),
+        "spread/expert": tries(eta="1 3 10 30"),
+        "halfcheetah": tries(eta="0.01 0.1", act_noise="0 0.5"),
+    },
+    "ma-fql": {
+        "tag": tries(alpha="0.01 0.003 0.001 0.0003"),
+        "tag/expert": tries(alpha="0.1 0.03 0.01 0.003"),
+        "world": tries(alpha="0.01 0.003 0.001 0.0003"),
+        "world/expert": tries(alpha="0.1 0.03 0.01 0.003"),
+        "spread": tries(alpha="0.03 0.01 0.003 0.001"),
+        "spread/expert": tries(alpha="0.3 0.1 0.03 0.01"),
+        "halfcheetah/medium-expert": tries(alpha="30 10", act_noise="0 0.5"),
+        "halfcheetah/medium-replay": tries(alpha="100 3", act_noise="0 0.5"),
+        "halfcheetah/expert": tries(alpha="100 30", act_noise="0 0.5"),
+    },
+    "ma-sfbc": {
+        "tag": tries(alpha="100 300 1000 3000"),
+        "world": tries(alpha="100 300 1000 3000"),
+        "spread": tries(alpha="100 300 1000 3000"),
+        "spread/expert": tries(alpha="30 100 300 1000"),
+        "halfcheetah": tries(alpha="1 3 10 30"),
+        "halfcheetah/medium-expert": tries(alpha="10 30 100 300"),
+    },
+    "omar": {  # the second weight is that of its release, which has other data
+        "tag": tries(alpha="0.1 0.03", search_weight="0.5 0.9"),
+        "tag/expert": tries(alpha="1 0.1", search_weight="0.5 0.9"),
+        "world": tries(alpha="0.1 0.03", search_weight="0.5 0.9"),
+        "world/expert": tries(alpha="1 0.1", search_weight="0.5 0.9"),
+        "spread": tries(alpha="3 1", search_weight="0.5 1"),
+        "spread/expert": tries(alpha="10 3", search_weight="0.5 1"),
+        "halfcheetah": tries(alpha="3 1", search_weight="0.5 0.9"),
+    },
+}
+
+
+def trials(system: str, cell: str) -> list[Run]:
+    """The runs of the search for one system's setting on a cell; 2,500 steps, since after 1,000 others are ahead.
+
+    Its seed is that of no table.
+    """
+    options = TUNED[system].get(cell) or TUNED[system][cell.split("/")[0]]
+    return grid([cell], [(system, f"--steps 2500 {o}") for o in options], seeds=(101,))
+
+
+def tuning() -> list[Run]:
+    """As many settings of every system on all cells but medium."""
+    return [run for cell in CELLS if not cell.endswith("/medium") for system in TUNED for run in trials(system, cell)]
+
+
+@functools.cache
+def tuned(system: str, cell: str) -> str:
+    """The setting that the search found; OM2P's is said as well as built in, so that a run is known by it."""
+    if system == "om2p":
+        return "--eta {2:g} --act-noise {3:g}".format(*TABLE[cell])
+    return found(system, cell) if system in TUNED else ""
+
+
+def found(system: str, cell: str) -> str:
+    """Of the settings in tune.csv within a standard error of the best return, the one nearest to the data.
+
+    The best of several that cannot be told apart is luck, and medium shares medium-expert's setting. RuntimeError if
+    not all were tried.
+    """
+    cell = f"{cell}-expert" if cell.endswith("/medium") else cell
+    last = ended(RESULTS / "tune.csv")
+    tried = [(run.options.removeprefix("--steps 2500 "), last.get(run.key)) for run in trials(system, cell)]
+    if not all(row for _, row in tried):
+        raise RuntimeError(f"{cell} {system}: run reproduce.py --tune first")
+    best = max((row for _, row in tried), key=lambda row: float(row["return"]))
+    enough = float(best["return"]) - float(best["return_std"]) / int(best["episodes"]) ** 0.5
+    return next(options for options, row in tried if float(row["return"]) >= enough)
+
+
+GRIDS = {
+    "table1": table_1,
+    "figure2": figure_2,
+    "figure3": figure_3,
+    "figure4": figure_4,
+    "ablations": ablations,
+    "tune": tuning,
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--table", dest="grid", type="table{}".format, choices=["table1"], metavar="1")
+    which.add_argument("--figure", dest="grid", type="figure{}".format, choices=list(GRIDS)[1:4], metavar="2|3|4")
+    which.add_argument("--ablations", dest="grid", action="store_const", const="ablations", help="one choice changed")
+    which.add_argument("--tune", dest="grid", action="store_const", const="tune", help="the search for coefficients")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time on this machine")
+    parser.add_argument("--only", nargs="+", default=[], help='runs of all these, such as world expert om2p "seed 1"')
+    args = parser.parse_args()
+    engine = {"ray": ray_engine, "local": functools.partial(local_engine, jobs=args.jobs)}[args.engine]
+    try:
+        named = {run: {run.cell, *run.cell.split("/"), run.system, f"seed {run.seed}"} for run in GRIDS[args.grid]()}
+        if unknown := set(args.only).difference(*named.values()):
+            parser.error(f"--only {sorted(unknown)[0]}: no run has that")
+        runs = [run for run, names in named.items() if names.issuperset(args.only)]
+        run_all(runs, RESULTS / f"{args.grid}.csv", engine)
+    except RuntimeError as error:
+        parser.exit(2, f"reproduce.py: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
