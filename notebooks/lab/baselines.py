@@ -210,8 +210,8 @@ class MAFQL(Baseline):
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Eq. 7 with the present one-step policy: FQL keeps no target of it."""
-        noise, gamma = self.noise(len(batch.obs)), self.config.gamma
-        return critic_loss(self.critics, self.target_critics, self.policy, batch, noise, gamma)
+        noise = self.noise(len(batch.obs))
+        return critic_loss(self.critics, self.target_critics, self.policy, batch, noise, self.config.gamma)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Flow matching + alpha (distance of the one-step action from the flow's) - Q."""
@@ -302,8 +302,8 @@ class MACQL(Baseline):
             others = critic(rows, actions.flatten(0, 1)).view(actions.shape[:2]) - log_density
             error = error + (q - target).square().mean()
             conservative = conservative + (torch.logsumexp(others, 1) - q[: len(others), 0]).mean()
-        info = {"critic_loss": error.detach(), "conservative": conservative.detach(), "target_q": target.mean()}
-        return error + self.config.alpha * conservative, info
+        loss = error + self.config.alpha * conservative
+        return loss, {"critic_loss": error.detach(), "conservative": conservative.detach(), "target_q": target.mean()}
 
     def conservative_actions(self, batch: Batch, count: int = 10) -> tuple[Tensor, Tensor]:
         """Actions (B, 3 count, A) to be pushed down, and their log densities (3 count,).
@@ -313,7 +313,7 @@ class MACQL(Baseline):
         B, A, scale = *batch.action.shape, 0.2
         uniform = torch.rand(B, count, A, generator=self.generator, device=batch.obs.device) * 2 - 1
         centres = (self.policy.act(obs)[:, None] for obs in (batch.obs, batch.next_obs))
-        near = [(centre + scale * self.noise(B, count)).clamp(-1, 1) for centre in centres]
+        near = ((centre + scale * self.noise(B, count)).clamp(-1, 1) for centre in centres)
         # the density of the two Gaussians at their mean stands for that at each sample
         density = torch.tensor([0.5] + 2 * [1 / (scale * math.sqrt(2 * math.pi))], device=batch.obs.device)
         return torch.cat([uniform, *near], 1), A * density.log().repeat_interleave(count)
@@ -350,8 +350,7 @@ class OMAR(MACQL):
             top_q, top = q.max(1)
             found = tried[torch.arange(len(obs), device=obs.device), top[:, 0]]
             best, best_q = torch.where(top_q > best_q, found, best), torch.maximum(top_q, best_q)
-            weight = torch.softmax(q, 1)
-            mean = (weight * tried).sum(1)
+            mean = (torch.softmax(q, 1) * tried).sum(1)
             std = (tried - mean[:, None]).square().mean(1).sqrt()
         return best
 

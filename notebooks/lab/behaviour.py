@@ -101,8 +101,7 @@ class TD3:
 
     def q(self, critics: StackedMLP, state: Tensor, actions: Tensor) -> Tensor:
         """Q (2, B) of states (B, S) and the side's actions (B, N, A)."""
-        x = torch.cat([state, actions.flatten(1)], 1)
-        return critics(x.expand(2, *x.shape)).squeeze(-1)
+        return critics(torch.cat([state, actions.flatten(1)], 1).expand(2, -1, -1)).squeeze(-1)
 
     def update(self, batch: dict[str, Tensor], generator: torch.Generator) -> None:
         """One step of the critics, every second time also of the actors and all targets."""
@@ -208,8 +207,8 @@ def train_team(env: Env, recipe: Recipe) -> tuple[dict[str, StackedMLP], dict[st
                 kept[quality] = copy.deepcopy(team.target_actors)
                 meta |= {f"{quality}_return": value, f"{quality}_steps": step}
         if "expert" in kept:
-            share = len(on_the_way) / REPLAY  # of each of the policies that are kept, from its middle
-            return kept | {f"replay_{k}": on_the_way[int((k + 0.5) * share)] for k in range(REPLAY)}, meta
+            replay = {f"replay_{k}": on_the_way[(2 * k + 1) * len(on_the_way) // (2 * REPLAY)] for k in range(REPLAY)}
+            return kept | replay, meta
     raise ValueError(f"no return of {recipe.expert_return:g} in {recipe.steps:,} steps: try another seed")
 
 
