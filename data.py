@@ -33,7 +33,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,13 +102,16 @@ class Dataset:
         Shapes (B, O), (B, A), (B, 1), (B, O), (B, 1).
         """
         rows = torch.randint(len(self), (size,), generator=generator, device=generator.device)
-        obs, action, reward, next_obs, terminal = (getattr(self, name)[rows, agent] for name in ARRAYS)
+        obs, action, reward, next_obs, terminal = (x[rows, agent] for x in self.arrays().values())
         return obs, action, reward[:, None], next_obs, terminal[:, None]
 
     def to(self, device: str | torch.device) -> Dataset:
         """The same data on another device."""
-        prey = None if self.prey is None else [(w.to(device), b.to(device)) for w, b in self.prey]
-        return Dataset(*(getattr(self, name).to(device) for name in ARRAYS), self.meta, prey)
+        return replace(self, **{name: x.to(device) for name, x in self.arrays().items()})
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The five arrays by name."""
+        return {name: getattr(self, name) for name in ARRAYS}
 
     def check_fits(self, env: Env) -> None:
         """Raise ValueError unless the data has the agents and sizes of `env`."""
@@ -119,9 +122,9 @@ class Dataset:
 
     def save(self, path: str | Path) -> None:
         """Write the `.npz`; a file of that name is replaced only by a complete one."""
-        arrays = {name: getattr(self, name).cpu().numpy() for name in ARRAYS}
+        arrays = {name: x.cpu().numpy() for name, x in self.arrays().items()}
         for k, (weight, bias) in enumerate(self.prey or ()):
-            arrays |= {f"prey_weight_{k}": weight.cpu().numpy(), f"prey_bias_{k}": bias.cpu().numpy()}
+            arrays |= {f"prey_weight_{k}": weight.numpy(), f"prey_bias_{k}": bias.numpy()}
         with whole_file(path) as part:
             np.savez(part, meta=np.array(json.dumps(self.meta)), **arrays)
 
@@ -129,22 +132,26 @@ class Dataset:
     def load(cls, path: str | Path, env: str | None = None) -> Dataset:
         """Read and check a data file; raises ValueError with one line that says what is wrong with it."""
         arrays = read_npz(path)
-        return cls.from_arrays(path, arrays, read_meta(path, arrays, env))
+        meta, count = read_meta(path, arrays, env), sum(name.startswith("prey_weight_") for name in arrays)
+        try:
+            prey = [(arrays[f"prey_weight_{k}"], arrays[f"prey_bias_{k}"]) for k in range(count)]
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error} of its prey") from error
+        return cls.checked(path, arrays, meta, [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in prey] or None)
 
     @classmethod
-    def from_arrays(cls, path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> Dataset:
-        """Check the arrays of a data file or folder, named as in a file, and wrap them without copying."""
+    def checked(
+        cls, path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], prey: MLPWeights | None
+    ) -> Dataset:
+        """Wrap the arrays of a data file or folder without copying; ValueError unless all fits together."""
         check_arrays(path, arrays)
-        tensors = {name: torch.from_numpy(x) for name, x in arrays.items() if x.ndim}
-        count = sum(name.startswith("prey_weight_") for name in tensors)
+        data = cls(*(torch.from_numpy(arrays[name]) for name in ARRAYS), meta, prey)
         try:
-            prey = [(tensors[f"prey_weight_{k}"], tensors[f"prey_bias_{k}"]) for k in range(count)] or None
-            data = cls(*(tensors[name] for name in ARRAYS), meta, prey)
             if meta["env"] in DIMENSIONS:  # one's own environment is made only once, by who uses it
                 env = make_env(meta["env"], prey)
                 data.check_fits(env)
-                rollout(random_actions(env), env, 1, torch.Generator()).__next__()
-        except (KeyError, RuntimeError, ValueError) as error:
+                next(rollout(random_actions(env), env, 1, torch.Generator()))  # the prey, too, must fit
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} does not fit {meta['env']}: {first_line(error)}") from error
         return data
 
@@ -379,9 +386,8 @@ def make(
     """Collect a data set and write it to `path`, saying so in one line."""
     check_npz(path)
     player = (policy or "uniformly random actions") if quality == CUSTOM else "the shipped policies"
-    print(
-        f"making {path}: {quality} data of {env_name}, played by {player} (use your own with --data FILE)", flush=True
-    )
+    what = f"{quality} data of {env_name}, played by {player}"
+    print(f"making {path}: {what} (use your own with --data FILE)", flush=True)
     if quality == CUSTOM:
         dataset = collect_own(env_name, transitions, seed, noise, policy)
     else:
@@ -440,19 +446,17 @@ def load_folder(
     quality = quality or next((part for part in named if part in QUALITIES), None)
     if quality is None:
         raise ValueError(f"{folder}: its path names no quality: python data.py convert {folder} --quality ...")
-    beside = folder.absolute().parents[1] / "pretrained_adv_model.pt"
+    beside = folder.absolute().parent.parent / "pretrained_adv_model.pt"
     prey, layers = prey or (beside if beside.exists() else None), env.prey
     if env.has_prey and prey is None:
         print(f"note: the shipped prey plays, not the one that made {folder}: scores do not compare ({beside} is none)")
     elif env.has_prey:
         layers = load_prey(prey, env.prey_obs_dim)
-    for k, (weight, bias) in enumerate(layers or ()):
-        arrays |= {f"prey_weight_{k}": weight.numpy(), f"prey_bias_{k}": bias.numpy()}
     T, rewards = env.episode_steps, arrays["rewards"]
     meta = {"env": env_name, "quality": quality, "seed": None, "noise": None, "episode_steps": T}
     meta |= {"mean_return": T * float(rewards.mean(dtype=np.float64)) if rewards.size else 0.0}
     meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
-    return Dataset.from_arrays(folder, arrays, meta)
+    return Dataset.checked(folder, arrays, meta, layers)
 
 
 def read_folder(folder: Path, env: Env) -> dict[str, np.ndarray]:
@@ -699,11 +703,13 @@ def report(row: dict[str, float], meta: dict[str, Any]) -> dict[str, Any]:
     """Print what an evaluation (a row of metrics.csv) says beside the data's returns, and return the figures."""
     low, high, mean, std = meta["random_return"], meta["expert_return"], row["return"], row["return_std"]
     score = None if high is None else 100 * (mean - low) / (high - low)
-    lines = {"return": f"{mean:.1f} +- {std:.1f} (mean and standard deviation of {row['episodes']} episodes)"}
-    lines["normalised score"] = f"none: the return of an expert is not known (random actions get {low:.1f})"
+    lines = {
+        "return": f"{mean:.1f} +- {std:.1f} (mean and standard deviation of {row['episodes']} episodes)",
+        "normalised score": f"none: the return of an expert is not known (random actions get {low:.1f})",
+        "return of the data": f"{meta['mean_return']:.1f}",
+    }
     if score is not None:
         lines["normalised score"] = f"{score:.1f} (random {low:.1f} is 0, expert {high:.1f} is 100)"
-    lines["return of the data"] = f"{meta['mean_return']:.1f}"
     print("\n".join(f"{name:>20}  {text}" for name, text in lines.items()))
     return {"return": mean, "return_std": std, "normalised_score": score, "data_return": meta["mean_return"]}
 
@@ -714,6 +720,8 @@ def score(
     """Score agents and checkpoint of a run over fresh episodes; draw and export the policies where asked."""
     if export and not export.endswith(".pt2"):
         raise ValueError(f"--export {export}: the name of an exported program ends in .pt2")
+    if episodes < 1:
+        raise ValueError(f"--episodes {episodes}: must be at least 1")
     config = state["config"]
     env = make_env(config["env"], state["prey"])
     with user_code(f"evaluating {config['out']}"):
@@ -812,28 +820,18 @@ def parse_options(kind: type, argv: Sequence[str] | None) -> tuple[dict[str, Any
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     if args.resume and (extra := given.keys() - {"steps"}):
         parser.error(f"--resume takes all but --steps from the folder: leave out --{min(extra).replace('_', '-')}")
+    if (args.gif or args.export) and not args.evaluate:
+        parser.error("--gif and --export need --evaluate FOLDER; a training draws its own rollout.gif")
     return given, args
 
 
 def info(path: Path) -> None:
     """Print what a data file holds."""
     data = Dataset.load(path)
-    M, N, O = data.observations.shape
-    meta = data.meta
-    lines = {
-        "env, quality": f"{meta['env']}, {meta['quality']}",
-        "transitions": f"{M:,} of {N} agents, in episodes of {meta['episode_steps']} steps",
-        "observations": f"{O} numbers, from {data.observations.min():.2f} to {data.observations.max():.2f}",
-        "actions": f"{data.actions.shape[2]} numbers, {100 * (data.actions.abs() >= 1).float().mean():.1f}% at a bound",
-        "rewards": f"mean {data.rewards.mean():.3f}, from {data.rewards.min():.2f} to {data.rewards.max():.2f}",
-        "terminals": f"{int(data.terminals[:, 0].sum())}",
-        "mean return": f"{meta['mean_return']:.1f}",
-        "reference returns": f"random {meta['random_return']:.1f}, expert "
-        + ("unknown" if meta["expert_return"] is None else f"{meta['expert_return']:.1f}"),
-        "collected with": f"seed {meta.get('seed')}, noise {meta.get('noise')}",
-        "prey": "in the file" if data.prey else "none",
-    }
-    print("\n".join(f"{name:>18}  {text}" for name, text in lines.items()))
+    for name, x in data.arrays().items():
+        print(f"{name:>17}  {list(x.shape)}, mean {x.mean():.3f}, from {x.min():.3f} to {x.max():.3f}")
+    for name, value in (data.meta | {"prey": "in the file" if data.prey else "none"}).items():
+        print(f"{name:>17}  {value}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,14 +25,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from data import Dataset
 
 Info = dict[str, Tensor]
 
@@ -92,11 +89,9 @@ def mean_q(critics: Sequence[nn.Module], obs: Tensor, action: Tensor) -> Tensor:
 
 def check_xi(xi: Sequence[float]) -> None:
     """Raise a ValueError unless p(t; xi) of Eq. 4 can be normalised."""
-    if len(xi) != 4 or not np.isfinite(xi).all() or np.abs(xi[:3]).max() > 1e4:
-        raise ValueError(f"--xi {xi}: must be four numbers in [-10000, 10000]")
-    for name, value in zip(("xi0", "xi1"), xi):
-        if value <= -1:
-            raise ValueError(f"--xi {xi}: {name} must be greater than -1, else p(t; xi) has no finite integral")
+    if len(xi) != 4 or not (np.abs(xi) <= 1e4).all() or min(xi[:2]) <= -1:
+        text = "must be four numbers up to 10000, the first two above -1, else p(t; xi) has no finite integral"
+        raise ValueError(f"--xi {xi}: {text}")
 
 
 def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -107,14 +102,13 @@ def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator 
     """
     check_xi(xi)
     generator = generator or torch.default_generator
-    device = generator.device
     if not any(xi[:3]):
-        return torch.rand(size, 1, generator=generator, device=device)
+        return torch.rand(size, 1, generator=generator, device=generator.device)
     a, b, rate = xi[0] + 1, xi[1] + 1, abs(xi[2])
     if xi[2] < 0:
         a, b = b, a
     terms = int(rate + 10 * rate**0.5) + 30 if rate else 1  # k has lighter tails than Poisson(rate)
-    k = torch.arange(terms, device=device, dtype=torch.float64)  # in float32 shapes near 0 underflow
+    k = torch.arange(terms, device=generator.device, dtype=torch.float64)  # in float32 shapes near 0 underflow
     # log of xi2^k / k! times the integral of t^(a + k - 1) (1 - t)^(b - 1), up to a constant
     log_weight = torch.xlogy(k, rate) - torch.lgamma(k + 1) + torch.lgamma(a + k) - torch.lgamma(a + b + k)
     chosen = torch.multinomial(torch.softmax(log_weight, 0), size, replacement=True, generator=generator)
@@ -254,8 +248,7 @@ def policy_loss(
     """
     loss, info = torch.zeros((), device=batch.obs.device), {}
     if config.objective != "q":
-        derivative = choose_derivative(config)
-        loss, info = mean_flow_loss(policy, batch.obs, batch.action, bc_noise, r, t, derivative)
+        loss, info = mean_flow_loss(policy, batch.obs, batch.action, bc_noise, r, t, choose_derivative(config))
     if config.objective != "bc":
         q = mean_q(critics, batch.obs, policy.act(batch.obs, q_noise))
         scale = q.detach().abs().mean().clamp_min(1e-6) if config.normalise_q else 1.0
@@ -330,11 +323,11 @@ class Config:
     @classmethod
     def of(cls, env: str, quality: str, /, preset: str = "recommended", **given: Any) -> Config:
         """Settings for data of a task and quality, in three layers: the preset, the row of `TABLE`, what is given."""
-        paper_eta, paper_xi, eta, act_noise = TABLE.get(f"{env}/{quality}", (1.0, UNIFORM, cls.eta, cls.act_noise))
-        table = {"eta": eta, "act_noise": act_noise}
+        *paper, eta, act_noise = TABLE.get(f"{env}/{quality}", (1.0, UNIFORM, cls.eta, cls.act_noise))
+        layers = {"eta": eta, "act_noise": act_noise}
         if preset == "paper":
-            table = PAPER | {"eta": paper_eta, "xi": paper_xi}
-        return cls(**table | {"env": env} | given)
+            layers = PAPER | dict(zip(("eta", "xi"), paper))
+        return cls(**layers | {"env": env} | given)
 
 
 PAPER = {
@@ -418,7 +411,8 @@ class Agent:
         """
         B, A = obs.shape[0], self.target_policy.action_dim
         if noise is None:
-            noise = torch.randn(B, self.config.candidates, A, device=obs.device, generator=generator)
+            K = self.config.candidates if self.config.act_noise else 1  # without noise all would be the same
+            noise = torch.randn(B, K, A, device=obs.device, generator=generator)
         noise = noise.view(B, -1, A) * self.config.act_noise
         rows = obs.repeat_interleave(noise.shape[1], 0)
         actions = self.target_policy.act(rows, noise.flatten(0, 1))
@@ -458,9 +452,9 @@ def soft_update(target: nn.Module, online: nn.Module, rho: float) -> None:
 
 
 def train(
-    config: Config, dataset: Dataset | None = None, resume: bool = False, make_agent: Callable[..., Agent] = Agent
+    config: Config, dataset: Any = None, resume: bool = False, make_agent: Callable[..., Agent] = Agent
 ) -> tuple[list[Agent], dict[str, Any]]:
-    """Algorithm 1: train every agent on one data set, evaluate on the way, leave a run folder (`data.RunFolder`).
+    """Algorithm 1: train every agent on one `data.Dataset`, evaluate on the way, leave a run folder (`data.RunFolder`).
 
     Returns the agents and the figures of the printed table. Ctrl-C ends it after the present step, with everything
     saved; `resume` continues from there, bit for bit. Changes two settings of the whole process (see `tune_cpu`).
@@ -477,11 +471,10 @@ def train(
     dataset.check_fits(env)
     tune_cpu(device)
     torch.manual_seed(config.seed)  # before the networks are built
-    sizes = (env.obs_dim, env.action_dim, config, device)
-    agents = [make_agent(*sizes, index=i) for i in range(env.num_agents)]
-    progress = {"total": config.steps, "unit": "step", "mininterval": 0.1 if sys.stderr.isatty() else 30.0}
+    agents = [make_agent(env.obs_dim, env.action_dim, config, device, index=i) for i in range(env.num_agents)]
+    seconds = 0.1 if sys.stderr.isatty() else 30.0  # between two states of the progress bar
     with open_run(config, dataset, agents, resume) as run:
-        with tqdm(initial=run.step, **progress) as bar:
+        with tqdm(total=config.steps, initial=run.step, unit="step", mininterval=seconds) as bar:
             while run.step < config.steps and not run.stop.is_set():
                 for i, agent in enumerate(agents):
                     batch = Batch(*dataset.sample(i, config.batch_size, agent.generator))
