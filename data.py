@@ -300,13 +300,12 @@ def collect(
 
     behaviour = Behaviour(env_name)
     env = behaviour.env
-    expert = transitions // (1000 if env_name == "halfcheetah" else 10)
-    parts = {
-        "medium": {"medium": transitions},
-        "expert": {"expert": transitions},
-        "medium-expert": {"medium": transitions - expert, "expert": expert},
-        "medium-replay": replay_parts(behaviour, transitions),
-    }[quality]
+    one_in = 1000 if env_name == "halfcheetah" else 10
+    expert = {"expert": transitions, "medium-expert": transitions // one_in}.get(quality, 0)
+    parts = {"medium": transitions - expert, "expert": expert}
+    if quality == "medium-replay":
+        parts = replay_parts(behaviour, transitions)
+    pieces = []
     pieces = []
     with tqdm(total=sum(parts.values()), unit="transition", unit_scale=True, disable=None if progress else True) as bar:
         for k, (name, count) in enumerate(parts.items()):
