@@ -99,11 +99,11 @@ def draw(shares: dict[str, dict[int, list[float]]], path: Path) -> None:
 
     looks = dict(zip(SYSTEMS, zip((ORANGE, BLUE, SKY, GREEN, PINK), "so^vD")))
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for name in (name for name in shares if name.partition(" @")[0] in looks):
+    for name in reversed([name for name in shares if name.partition(" @")[0] in looks]):
         (colour, marker), (counts, values) = looks[name.partition(" @")[0]], zip(*shares[name].items())
         axes.plot(counts, values, ".", color=colour, alpha=0.4)
-        means, line = torch.tensor(values).mean(1), "--" if "@" in name else "-"
-        axes.plot(counts, means, line, color=colour, marker=marker, label=name)
+        line = "none" if "MA-FQL" in name else "--" if "@" in name else "-"  # its points are of two networks
+        axes.plot(counts, torch.tensor(values).mean(1), ls=line, color=colour, marker=marker, label=name)
     axes.set_xscale("log", base=2)
     axes.set(
         xlabel="network evaluations for one action",
