@@ -1,7 +1,7 @@
 """How fast OM2P runs on this machine, and the workload of the paper's Table 2.
 
     python notebooks/lab/benchmark.py                          # some minutes, with nothing else running
-    python notebooks/lab/benchmark.py --only latency evaluation
+    python notebooks/lab/benchmark.py --only latency
     python notebooks/lab/benchmark.py --table 2                # hours: 10,000 steps of each system
     python notebooks/lab/benchmark.py --table 2 --steps 100 --only om2p ma-fql
 
@@ -10,19 +10,19 @@ Needs `pip install -r notebooks/requirements.txt` too. The parts:
 - update: a training step of three agents, batch 256, of OM2P with each derivative and of the compared systems, at width
   512 with one thread and with all, at Table 1's 128 with one. Memory: the bytes of live tensors at width 512, which are
   networks, targets, optimizers, and the most that one agent's update adds to them.
-- latency: one agent's action, in one step, as the critics' best of eight such, in ten steps of a flow, in fifteen of a
-  diffusion; networks of one size.
+- latency: one agent's action, in one step, as the critics' best of eight, in ten steps of a flow, in fifteen of a
+  diffusion.
 - evaluation: ten episodes of every task, with the candidates of the default and with one.
 - collection: transitions (one step of all agents) per second that the shipped expert makes, policy included, beside the
   steps per second of `mpe2`'s env of the same name with continuous random actions, drawn beforehand; for HalfCheetah
   beside MuJoCo's own steps of one episode, without anything around them. And a whole data file.
-- start-up: the help text, and `import torch` alone.
+- start-up: the help text; `import torch` alone.
 
-Medians of interleaved repetitions in wall-clock time go to `results/benchmark.csv`, where rows of other parts stay, and
+Medians of interleaved repetitions go to `results/benchmark.csv`, where rows of other parts stay, and
 `results/benchmark.png`.
 
-Table 2 trains on World expert data at width 512 with 10 evaluation episodes every 100 steps, one system after the other.
-Each is added to `results/table_2.csv`; one that stands there with as many steps is skipped. MA-SfBC makes a twentieth of
+Table 2 trains on World expert data at width 512 with 10 evaluation episodes every 100 steps, one system after another;
+each is added to `results/table_2.csv`, and skipped if it stands there with as many steps. MA-SfBC makes a twentieth of
 the steps, the full Jacobian a hundredth, scaled.
 """
 
@@ -81,7 +81,7 @@ DEVICE = data.pick_device("auto")
 Row = tuple[str, float, str]  # what, how much, unit
 
 
-# ----------------------------------------------------------------------------------------------------------- measuring
+# -------------------- measuring
 
 
 def seconds(function: Callable[[], object], calls: int = 1) -> float:
@@ -118,8 +118,7 @@ def peak_bytes(update: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats()
         update()
         return torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         update()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     sizes = (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
@@ -133,7 +132,7 @@ def training_bytes(agents: list, batch: om2p.Batch) -> int:
     return sum(x.nbytes for x in leaves if isinstance(x, Tensor)) + peak_bytes(lambda: agents[0].update(batch))
 
 
-# --------------------------------------------------------------------------------------------------- steps and actions
+# -------------------- steps and actions
 
 
 def make_agents(options: dict[str, object], count: int = AGENTS, sizes: tuple[int, int] = (OBS, ACTION)) -> list:
@@ -162,7 +161,8 @@ def step(agents: list, batch: om2p.Batch) -> None:
 def measure_updates(rounds: int = 9) -> Iterator[Row]:
     """Every system's step, also beside OM2P's, and its memory."""
     cores = torch.get_num_threads()
-    ways = {"update, 1 thread": (1, WIDTH), f"update, {cores} threads": (cores, WIDTH), "update at width 128": (1, 128)}
+    ways = {"update at width 128": (1, 128), "update, 1 thread": (1, WIDTH)}
+    ways[f"update, {cores} thread{'s' * (cores > 1)}"] = (cores, WIDTH)
     for what, (threads, width) in ways.items():
         torch.set_num_threads(threads)
         agents = {name: make_agents(options | {"hidden_dim": width}) for name, options in SYSTEMS.items()}
@@ -196,7 +196,7 @@ def measure_latency(rounds: int = 25) -> Iterator[Row]:
         yield from medians(ways, rounds)
 
 
-# -------------------------------------------------------------------------------------------------------- environments
+# -------------------- environments
 
 
 def measure_evaluation(rounds: int = 5) -> Iterator[Row]:
@@ -245,7 +245,7 @@ def peer_steps(name: str) -> Callable[[int], None]:
 
 
 def measure_collection(rounds: int = 5) -> Iterator[Row]:
-    """Collection of each task and its peer's stepping, in turns; and a whole data file."""
+    """Collection of each task and its peer's stepping; and a whole data file."""
     for name in envs.DIMENSIONS:
         peer, size, steps = peer_steps(name), *((200_000, 20_000) if name == "halfcheetah" else (250_000, 1000))
         ways = {"ours": partial(data.collect, name, "expert", size, progress=False), "peer": partial(peer, steps)}
@@ -280,7 +280,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------- Table 2
+# -------------------- Table 2
 
 
 def jacobian_derivative(
@@ -324,11 +324,11 @@ def table_2(names: list[str], steps: int) -> None:
         if row is None:
             row = measure_training(name, count)
             append(path, [row])
-        figures = [float(row[k]) for k in ("seconds_per_10000_steps", "megabytes")]
+        figures = float(row["seconds_per_10000_steps"]), float(row["megabytes"])
         print(f"{name:<28} {figures[0]:10.0f} s  {figures[1]:8.1f} MB  ({count} steps)", flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- results
+# -------------------- results
 
 
 def draw(figure: Figure, rows: list[dict[str, str]]) -> None:
@@ -343,18 +343,19 @@ def draw(figure: Figure, rows: list[dict[str, str]]) -> None:
             axes.text(0, k, f" {x:,.0f}", va="center")
         axes.set(xlim=(0, limit), xlabel=f"{unit} for 3 agents", title=label)
         axes.invert_yaxis()
-    ways = {"mean flow, 1 step": BLUE, "mean flow, the critics' best of 8": SKY}
-    for name, colour in (ways | {"flow, 10 steps": ORANGE, "diffusion, 15 steps": GREY}).items():
-        points = [value[f"{name}: {count} observations"] for count in COUNTS]
-        latency.loglog(COUNTS, points, "o-", color=colour, label=name)
-    latency.set(xlabel="observations", ylabel="ms", title="one agent's action")
+    ways = ("mean flow, 1 step", "mean flow, the critics' best of 8", "flow, 10 steps", "diffusion, 15 steps")
+    for name, colour in zip(ways, (BLUE, SKY, ORANGE, GREY)):
+        latency.loglog(COUNTS, [value[f"{name}: {n} observations"] for n in COUNTS], "o-", color=colour, label=name)
+    latency.set(xlabel="observations", ylabel="ms", title="one agent's action", ylim=(None, 2000))
     latency.legend(fontsize=9)
 
 
 def machine() -> str:
     """What the figures were measured on."""
-    text = f"{platform.machine()}, {torch.get_num_threads()} threads, {DEVICE}, torch {torch.__version__}"
-    return f"{text}, product precision {torch.get_float32_matmul_precision()}"
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {DEVICE}, torch {torch.__version__}, "
+        f"product precision {torch.get_float32_matmul_precision()}"
+    )
 
 
 def main() -> None:
@@ -379,7 +380,8 @@ def main() -> None:
             rows.append(dict(part=part, figure=figure, value=f"{value:.4g}", unit=unit, machine=machine()))
     rows.sort(key=lambda row: list(PARTS).index(row["part"]))
     write(path, rows)
-    picture(partial(draw, rows=rows), (13, 4)).savefig(path.with_suffix(".png"), dpi=80)
+    if {row["part"] for row in rows} == set(PARTS):
+        picture(partial(draw, rows=rows), (13, 4)).savefig(path.with_suffix(".png"), dpi=80)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python notebooks/lab/evidence.py     # prints the tables and verdicts; draws results/table1.png, figure2.png, ...
 
-It uses what `reproduce.py` and `benchmark.py` have written so far; what is missing is left out.
+What `reproduce.py` and `benchmark.py` have not written yet is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -87,7 +88,7 @@ BySeed = dict[int, float]
 Key = tuple[str, str, str]  # cell, system, options without those of the budget
 
 
-# ------------------------------------------------------------------------------------------------------------- scores
+# -------------------- scores
 
 
 def curves(name: str, last: str = "0") -> dict[Key, dict[int, BySeed]]:
@@ -117,11 +118,8 @@ def average(scores: list[BySeed]) -> BySeed:
     return {seed: statistics.mean(by_seed[seed] for by_seed in scores) for seed in seeds}
 
 
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, two-sided, for 1, 2, ... degrees of freedom
-
-
 def difference(a: BySeed, b: BySeed) -> tuple[str, str]:
-    """Mean of a - b over common seeds and its standard error; whether the t-test at 95% tells it from zero.
+    """Mean of a - b over common seeds and its standard error; whether Student's t-test at 95% tells it from zero.
 
     Runs of one seed are scored on the same episodes; those of OM2P also start with the same weights.
     """
@@ -129,7 +127,7 @@ def difference(a: BySeed, b: BySeed) -> tuple[str, str]:
     if len(differences) < 2:
         return "".join(f"{x:+.0f}" for x in differences) or "-", "not told apart"
     mean, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
-    digits, noise = 1 if error < 1 else 0, T_95[min(len(differences), 10) - 2] * error
+    digits, noise = 1 if error < 1 else 0, scipy.stats.t.ppf(0.975, len(differences) - 1) * error
     word = "above" if mean > noise else "below" if mean < -noise else "not told apart"
     return f"{mean:+.{digits}f} +- {error:.{digits}f}", word
 
@@ -140,7 +138,7 @@ def above(a: BySeed, b: BySeed) -> str:
     return f"{', '.join(difference(a, b))} ({count} seed{'s' * (count != 1)})"
 
 
-# ------------------------------------------------------------------------------------------------------------ Table 1
+# -------------------- Table 1
 
 
 def table_1() -> dict[tuple[str, str], BySeed]:
@@ -148,7 +146,7 @@ def table_1() -> dict[tuple[str, str], BySeed]:
     found: dict[tuple[str, str], BySeed] = {}
     for (cell, system, _), by_seed in finals("table1").items():
         if (cell, system) in found:
-            raise ValueError(f"table1.csv has two settings of {system} on {cell}: delete the rows of one")
+            raise ValueError(f"table1.csv has two settings of {system} on {cell}: delete one")
         found[cell, system] = by_seed
     return found
 
@@ -255,12 +253,11 @@ def draw_table_1(figure: Figure) -> None:
     """A panel for each task: ours as filled dots, the paper's as rings."""
     for axes, (env, cells) in zip(figure.subplots(2, 2).flat, CELLS_OF.items()):
         panel(axes, TASKS[env], cells, table_1(), COLOURS)
-    axes = figure.axes[0]
-    axes.plot([], [], "o", mfc="none", color="black", label="the paper's (ring)")
+    figure.axes[0].plot([], [], "o", mfc="none", color="black", label="the paper's")
     legend(figure, COLOURS)
 
 
-# ------------------------------------------------------------------------------------------------------------ Table 2
+# -------------------- Table 2
 
 
 def text_table_2() -> list[str]:
@@ -277,12 +274,12 @@ def text_table_2() -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------------ Figures
+# -------------------- Figures
 
 
 CLONING = {
     f"{name}, {times}": (system, f"--objective bc --xi {xi}")
-    for name, system in (("paper's settings", PAPERS), ("recommended", OURS))
+    for name, system in ((PAPERS_NAME, PAPERS), (OURS_NAME, OURS))
     for times, xi in (("Beta(6, 6)", "5 5 0 0"), ("uniform", "0 0 0 0"))
 }
 DIFFERENCES = {
@@ -350,10 +347,11 @@ def verdicts_figure_3() -> list[str]:
     found = finals("figure3")
     lines = ["Figure 3, claim: large weights (1000) beat small ones. 1000 minus 0.1, and the best:"]
     for system, cell in itertools.product((PAPERS, OURS), WORLD):
-        by_eta = {eta.split()[1]: found.get((cell, system, eta), {0: float("-inf")}) for eta in ETAS}
-        best = max(by_eta, key=lambda eta: mean_and_spread(by_eta[eta]))
-        verdict = above(by_eta["1000"], by_eta["0.1"])
-        lines.append(f"    {NAMES[system]}, {cell.split('/')[1]}: {verdict}; best {best}")
+        by_eta = {eta.split()[1]: found[cell, system, eta] for eta in ETAS if (cell, system, eta) in found}
+        if {"0.1", "1000"} <= by_eta.keys():
+            best = max(by_eta, key=lambda eta: mean_and_spread(by_eta[eta]))
+            verdict = above(by_eta["1000"], by_eta["0.1"])
+            lines.append(f"    {NAMES[system]}, {cell.split('/')[1]}: {verdict}; best {best}")
     return lines
 
 
@@ -369,20 +367,20 @@ def verdicts_figure_4() -> list[str]:
     return lines
 
 
-# ---------------------------------------------------------------------------------------------------------- ablations
+# -------------------- ablations
 
 
 def ablations() -> tuple[dict[str, dict[str, BySeed]], list[str]]:
-    """The returns by cell and by what is changed (recommended: nothing); and all changes, MA-FQL's last."""
-    scores: dict[str, dict[str, BySeed]] = {}
-    for (cell, system, change), by_seed in sorted(
-        finals("ablations").items(), key=lambda pair: CELLS.index(pair[0][0])
-    ):
+    """The returns by cell and by what is changed, if anything; and all changes, MA-FQL's last."""
+    scores: dict[str, dict[str, BySeed]] = {cell: {} for cell in CELLS}
+    for (cell, system, change), by_seed in finals("ablations").items():
+        if system == OURS:
+            scores[cell][change or OURS_NAME] = by_seed
         if system == "ma-fql":
-            change = "MA-FQL, best of eight" if "--candidates" in change else "MA-FQL"
-        scores.setdefault(cell, {})[change or "recommended"] = by_seed
+            scores[cell]["MA-FQL, best of eight" if "--candidates" in change else "MA-FQL"] = by_seed
     changes = dict.fromkeys(change for by_change in scores.values() for change in by_change)
-    return scores, sorted(changes, key=lambda change: (change.startswith("MA-FQL"), change != "recommended"))
+    ordered = sorted(changes, key=lambda change: (change.startswith("MA-FQL"), change != OURS_NAME))
+    return {cell: by_change for cell, by_change in scores.items() if by_change}, ordered
 
 
 def draw_ablations(figure: Figure) -> None:
@@ -391,10 +389,10 @@ def draw_ablations(figure: Figure) -> None:
     for axes, (cell, by_change) in zip(figure.subplots(1, len(scores), sharey=True), scores.items()):
         for row, change in enumerate(changes):
             if by_seed := by_change.get(change):
-                colour = {"r": BLUE, "-": ORANGE, "M": GREEN}[change[0]]
+                colour = {"O": BLUE, "-": ORANGE, "M": GREEN}[change[0]]
                 mean, spread = mean_and_spread(by_seed)
                 axes.errorbar(mean, row, xerr=spread, color=colour, marker="o", ms=6, capsize=2)
-                if change == "recommended":
+                if change == OURS_NAME:
                     axes.axvline(mean, color=colour, lw=1, ls=":")
         axes.set_title("{}\n{}".format(TASKS[cell.split("/")[0]], cell.split("/")[1]), fontsize=11)
         axes.set_xlabel("return")
@@ -404,12 +402,12 @@ def draw_ablations(figure: Figure) -> None:
 
 
 def verdicts_ablations() -> list[str]:
-    """What every change alone does to the return in each cell: a table, with a star where the seeds tell it apart."""
+    """What every change alone does to the return in each cell, with a star where the seeds tell it apart."""
     scores, changes = ablations()
     head = "".join(f"{cell.replace('halfcheetah', 'cheetah'):>22}" for cell in scores)
     lines = ["Ablations: the default changed alone, minus the default (*: told apart)", f"    {'':<24}{head}"]
-    for change in changes[1:]:
-        pairs = [(by_change.get(change, {}), by_change["recommended"]) for by_change in scores.values()]
+    for change in (change for change in changes if change != OURS_NAME):
+        pairs = [(by_change.get(change, {}), by_change.get(OURS_NAME, {})) for by_change in scores.values()]
         texts = [text + "*" * (word != "not told apart") for text, word in (difference(*pair) for pair in pairs)]
         lines.append(f"    {change:<24}" + "".join(f"{text:>22}" for text in texts))
     return lines

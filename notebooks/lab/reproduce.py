@@ -10,7 +10,7 @@ that stands there is skipped, so a grid can be stopped at any time and goes on w
 om2p@5c7f10a are of the method at that commit. `evidence.py` draws and judges what is there. Table 2 is timed, one
 system after the other: `benchmark.py --table 2`.
 
-The other programs in this folder read, write and draw with the functions here.
+The other programs here read, write and draw with its functions.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Row = dict[str, str]
 Ended = tuple["Run", list[Row] | RuntimeError]  # a run and its rows, or why there are none
 
 
-# ------------------------------------------------------------------------------------------ files, processes, pictures
+# -------------------- files, processes, pictures
 
 
 def table(path: Path) -> list[Row]:
@@ -90,7 +90,7 @@ def picture(draw: Callable[[Figure], None], size: tuple[float, float]) -> Figure
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------------ one run
+# -------------------- one run
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def make_data(runs: Iterable[Run]) -> None:
             make(*cell.split("/"), data_file(cell))
 
 
-# ---------------------------------------------------------------------------------------------------------- many runs
+# -------------------- many runs
 
 
 def this_version() -> str:
@@ -225,7 +225,7 @@ def run_all(runs: list[Run], path: Path, engine: Callable[[list[Run]], Iterator[
         raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, the others are done; the first: {failed[0]}")
 
 
-# -------------------------------------------------------------------------------------------------------------- grids
+# -------------------- grids
 
 
 SEEDS = (1, 2, 3)
@@ -239,7 +239,7 @@ def grid(cells: list[str], variants: list[tuple[str, str]], seeds: tuple[int, ..
 
 
 def table_1() -> list[Run]:
-    """All systems on all cells, with the settings that the search found and with other seeds."""
+    """All systems on all cells, with the settings that the search found."""
     return [run for cell in CELLS for run in grid([cell], [(system, tuned(system, cell)) for system in SYSTEMS])]
 
 
@@ -290,7 +290,7 @@ def ablations() -> list[Run]:
     return runs
 
 
-# ------------------------------------------------------------------------------------------------------------- search
+# -------------------- search
 
 
 def tries(**values: str) -> list[str]:
@@ -395,9 +395,9 @@ def main() -> None:
     which.add_argument("--table", dest="grid", type="table{}".format, choices=["table1"], metavar="1")
     which.add_argument("--figure", dest="grid", type="figure{}".format, choices=list(GRIDS)[1:4], metavar="2|3|4")
     which.add_argument("--ablations", dest="grid", action="store_const", const="ablations", help="one choice changed")
-    which.add_argument("--tune", dest="grid", action="store_const", const="tune", help="the search for coefficients")
+    which.add_argument("--tune", dest="grid", action="store_const", const="tune", help="the search")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time on this machine")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--only", nargs="+", default=[], help='runs of all these, such as world expert om2p "seed 1"')
     args = parser.parse_args()
     engine = {"ray": ray_engine, "local": functools.partial(local_engine, jobs=args.jobs)}[args.engine]
