@@ -210,8 +210,9 @@ class MAFQL(Baseline):
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Eq. 7 with the present one-step policy: FQL keeps no target of it."""
-        noise = self.noise(len(batch.obs))
-        return critic_loss(self.critics, self.target_critics, self.policy, batch, noise, self.config.gamma)
+        return critic_loss(
+            self.critics, self.target_critics, self.policy, batch, self.noise(len(batch.obs)), self.config.gamma
+        )
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Flow matching + alpha (distance of the one-step action from the flow's) - Q."""
@@ -239,16 +240,13 @@ class MASfBC(Baseline):
 
     policy_kind = TimedNet
 
-    def sample(self, net: TimedNet, obs: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Candidate actions (B, K, A)."""
-        actions = diffusion_action(net, obs.repeat_interleave(count, 0), self.config.diffusion_steps, generator)
-        return actions.view(len(obs), count, -1)
-
-    def weights(self, critics: Sequence[nn.Module], obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """softmax(alpha Q / mean |Q|) (B, K) of candidates (B, K, A), and their Q (B, K); the mean is over all rows."""
-        rows = obs.repeat_interleave(actions.shape[1], 0)
-        q = mean_q(critics, rows, actions.flatten(0, 1)).view(actions.shape[:2])
-        return torch.softmax(self.config.alpha * q / q.abs().mean().clamp_min(1e-6), 1), q
+    def sample(self, obs: Tensor, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The target policy's candidates (B, K, A), their Q (B, K), and softmax(alpha Q / mean |Q| of all rows)."""
+        rows = obs.repeat_interleave(count, 0)
+        actions = diffusion_action(self.target_policy, rows, self.config.diffusion_steps, generator)
+        q = mean_q(self.target_critics, rows, actions).view(len(obs), count)
+        weights = torch.softmax(self.config.alpha * q / q.abs().mean().clamp_min(1e-6), 1)
+        return actions.view(len(obs), count, -1), q, weights
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """Bootstrap from sampled actions only, weighted by softmax(alpha Q).
@@ -257,8 +255,7 @@ class MASfBC(Baseline):
         are of single transitions, so that part is left out.
         """
         with torch.no_grad():
-            actions = self.sample(self.target_policy, batch.next_obs, self.config.target_candidates, self.generator)
-            weights, q = self.weights(self.target_critics, batch.next_obs, actions)
+            _, q, weights = self.sample(batch.next_obs, self.config.target_candidates, self.generator)
             next_q = (weights * q).sum(1, keepdim=True)
             target = batch.reward + self.config.gamma * (1 - batch.terminal) * next_q
         loss = sum((critic(batch.obs, batch.action) - target).square().mean() for critic in self.critics)
@@ -277,8 +274,7 @@ class MASfBC(Baseline):
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """One of the sampled candidates (B, A), drawn with the weights softmax(alpha Q)."""
-        actions = self.sample(self.target_policy, obs, self.config.candidates, generator)
-        weights, _ = self.weights(self.target_critics, obs, actions)
+        actions, _, weights = self.sample(obs, self.config.candidates, generator)
         chosen = torch.multinomial(weights, 1, generator=generator)
         return actions[torch.arange(len(obs), device=obs.device), chosen[:, 0]]
 
@@ -296,12 +292,12 @@ class MACQL(Baseline):
             few = Batch(*(x[: max(1, len(x) // 8)] for x in batch))  # the same mean, eight times cheaper
             actions, log_density = self.conservative_actions(few)
         rows = few.obs.repeat_interleave(actions.shape[1], 0)
-        error = conservative = 0.0
-        for critic in self.critics:
-            q = critic(batch.obs, batch.action)
-            others = critic(rows, actions.flatten(0, 1)).view(actions.shape[:2]) - log_density
-            error = error + (q - target).square().mean()
-            conservative = conservative + (torch.logsumexp(others, 1) - q[: len(others), 0]).mean()
+        qs = [critic(batch.obs, batch.action) for critic in self.critics]
+        strangers = [critic(rows, actions.flatten(0, 1)).view(actions.shape[:2]) for critic in self.critics]
+        error = sum((q - target).square().mean() for q in qs)
+        conservative = sum(
+            (torch.logsumexp(other - log_density, 1) - q[: len(other), 0]).mean() for q, other in zip(qs, strangers)
+        )
         loss = error + self.config.alpha * conservative
         return loss, {"critic_loss": error.detach(), "conservative": conservative.detach(), "target_q": target.mean()}
 
@@ -312,8 +308,10 @@ class MACQL(Baseline):
         """
         B, A, scale = *batch.action.shape, 0.2
         uniform = torch.rand(B, count, A, generator=self.generator, device=batch.obs.device) * 2 - 1
-        centres = (self.policy.act(obs)[:, None] for obs in (batch.obs, batch.next_obs))
-        near = ((centre + scale * self.noise(B, count)).clamp(-1, 1) for centre in centres)
+        near = [
+            (self.policy.act(obs)[:, None] + scale * self.noise(B, count)).clamp(-1, 1)
+            for obs in (batch.obs, batch.next_obs)
+        ]
         # the density of the two Gaussians at their mean stands for that at each sample
         density = torch.tensor([0.5] + 2 * [1 / (scale * math.sqrt(2 * math.pi))], device=batch.obs.device)
         return torch.cat([uniform, *near], 1), A * density.log().repeat_interleave(count)

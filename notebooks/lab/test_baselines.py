@@ -116,16 +116,14 @@ def test_omars_search_finds_better_actions():
 
 
 def test_sfbc_weights_candidates_by_softmax_of_q():
-    agent = make("ma-sfbc", alpha=2.0)
-
-    class First(torch.nn.Module):
-        def forward(self, obs, action):
-            return action[:, :1]
-
-    actions = torch.tensor([[[0.1, 0.0], [0.5, 0.0], [-0.3, 0.0]]])
-    weights, q = agent.weights([First()], torch.zeros(1, 3), actions)
-    expected = torch.softmax(2.0 * actions[0, :, 0] / actions[0, :, 0].abs().mean(), 0)
-    assert torch.allclose(weights[0], expected) and torch.equal(q, actions[..., 0])
+    agent, obs = make("ma-sfbc", alpha=2.0), torch.randn(5, 3)
+    actions, q, weights = agent.sample(obs, 4, None)
+    values = sum(critic(obs[1:2].expand(4, 3), actions[1]) for critic in agent.target_critics) / 2
+    torch.testing.assert_close(q[1], values[:, 0])
+    torch.testing.assert_close(
+        weights, (2.0 * q / q.abs().mean()).exp() / (2.0 * q / q.abs().mean()).exp().sum(1, True)
+    )
+    assert actions.shape == (5, 4, 2) and weights.std() > 1e-3
 
 
 def test_one_command_trains_a_baseline(tmp_path, monkeypatch, capsys):
