@@ -51,7 +51,7 @@ ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader 
     },
     "04": {
         "return None  # your line here": ["return 1 - (1 - rho) ** k", "return eta / q.abs().mean()"],
-        "return None  # your lines here": """policy, critics = agent.acting()
+        "return None  # your lines here": """policy, critics = agent.target_policy, agent.target_critics
     actions = torch.stack([policy.act(obs, noise[:, k]) for k in range(noise.shape[1])])
     q = torch.stack([(critics[0](obs, a) + critics[1](obs, a))[:, 0] / 2 for a in actions])
     return actions[q.argmax(0), torch.arange(len(obs))]""",
@@ -65,7 +65,7 @@ ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader 
         "return None": [
             "return statistics.stdev(x - y for x, y in zip(a, b)) / math.sqrt(len(a))",
             """ended = [row for row in rows if row["last"] == "1"]
-    above = [row for row in ended if float(row["return"]) > data_returns[tuple(row["cell"].split("/"))]]
+    above = [row for row in ended if float(row["return"]) > data_returns[row["cell"]]]
     return len(above) / len(ended)""",
         ]
     },
