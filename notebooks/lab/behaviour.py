@@ -129,14 +129,14 @@ def act(actors: StackedMLP, obs: Tensor) -> Tensor:
     return torch.tanh(actors(obs.transpose(0, 1))).transpose(0, 1)
 
 
-def observe(env: Env) -> tuple[Sequence[Tensor], Tensor]:
+def observe(env: Env) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
     """What each side observes, the team first, and what its critics see (B, S).
 
     That is what the whole team observes; of HalfCheetah what Gymnasium's single agent would.
     """
-    if isinstance(env, HalfCheetah):
-        return [env.observations()], torch.from_numpy(np.concatenate([env.qpos[:, 1:], env.qvel], 1)).float()
     sides = env.observations()
+    if isinstance(env, HalfCheetah):
+        return sides, torch.from_numpy(np.concatenate([env.qpos[:, 1:], env.qvel], 1)).float()
     return sides, sides[0].flatten(1)
 
 

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -36,6 +37,15 @@ def test_a_team_is_kept_when_it_first_reaches_a_return(capsys):
         assert all(value < bar + 0.051 for earlier, value in values.items() if earlier < step)
         act = partial(behaviour.act, policies[quality])
         assert data.mean_return(act, shipped.env) == pytest.approx(meta[f"{quality}_return"])
+
+
+def test_the_cheetahs_critics_see_what_gymnasiums_agent_does():
+    env, gym = data.Behaviour("halfcheetah").env, gymnasium.make("HalfCheetah-v5").unwrapped
+    env.reset(2, torch.Generator().manual_seed(0))
+    gym.set_state(env.qpos[1], env.qvel[1])
+    torch.testing.assert_close(behaviour.observe(env)[1][1], torch.tensor(gym._get_obs()).float())
+    recipe = dataclasses.replace(behaviour.RECIPES["halfcheetah"], worlds=1, updates=0)
+    assert next(behaviour.train_td3(env, recipe, 1000, seed=0))[0] == 1000
 
 
 def test_training_the_shipped_policies(tmp_path, monkeypatch, capsys):
