@@ -3,19 +3,24 @@
     python om2p.py --env world --data expert.npz      # makes the data if it is missing, trains, scores, draws
 
 Each agent learns from a fixed data set a policy that turns noise into an action in one network evaluation. Time runs
-from noise (0) to data (1). On the straight path a_r = (1 - r) noise + r action the velocity is v = action - noise; the
-network u(a_r, r, t) is the mean velocity from r to t, so that a_t = a_r + (t - r) u.
+from noise (0) to data (1). A straight path joins one noise with one action, a_r = (1 - r) noise + r action, with the
+velocity v = action - noise. Averaged over all pairs these velocities are a flow. The network u(a_r, r, t) is the flow's
+mean velocity from r to t, so one step goes all the way: a_t = a_r + (t - r) u. Differentiating (t - r) u, the integral
+of the velocity from r to t, by r along the path gives what u must satisfy: u = v - (r - t) du/dr.
 
-    Eq. 1-2  mean_flow_loss      behaviour cloning: u_target = v - (r - t) du/dr, with t held fixed
+    Eq. 1-2  mean_flow_loss      behaviour cloning: u is pulled to u_target = v - (r - t) du/dr
     Eq. 3    MeanFlowPolicy.act  noise to action; in one step, noise + u(noise, 0, 1)
-    Eq. 4    sample_timesteps    p(t; xi) proportional to t^xi0 (1 - t)^xi1 exp(xi2 t)
-    Eq. 5    finite_difference   du/dr from two evaluations of u (exact_derivative: from torch.func.jvp)
+    Eq. 4    sample_timesteps    p(t; xi) proportional to t^xi0 (1 - t)^xi1 exp(xi2 t + xi3)
+    Eq. 5    finite_difference   du/dr along the path, t held fixed (exact_derivative: by torch.func.jvp)
     Eq. 6    policy_loss         cloning - eta E[Q(o, a~)]
     Eq. 7    critic_loss         two critics, each bootstrapped from the mean of the two targets
     Alg. 1   Agent.update, train
 
-Shapes: B batch, N agents, O observation, A action, M transitions. Agents share nothing. To use the parts elsewhere,
-copy this file: `from om2p import MeanFlowPolicy, mean_flow_loss` needs only torch and numpy.
+Shapes: B batch, N agents, O observation, A action. Agents share nothing. The quality of data is that of the policy that
+was recorded: expert, medium, ...; where a team hunts a prey, the prey is a fixed policy that comes with the data.
+
+To use the parts elsewhere, copy this file: `from om2p import MeanFlowPolicy, mean_flow_loss` needs only torch and
+numpy. Training needs data.py (files, run folders) and envs.py (the tasks) beside it.
 """
 
 from __future__ import annotations
@@ -97,23 +102,24 @@ def check_xi(xi: Sequence[float]) -> None:
 def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw t (size, 1) from p(t; xi) of Eq. 4, exactly, on the device of `generator`.
 
-    exp(xi2 t) is the series of xi2^k t^k / k!, so for xi2 >= 0 p is a mixture of Beta(xi0 + 1 + k, xi1 + 1): draw k,
-    then t. For xi2 < 0 draw 1 - t likewise. The last coefficient, xi3, cancels in the normaliser.
+    For xi2 = 0 p is Beta(xi0 + 1, xi1 + 1), drawn as x / (x + y) with two gamma variables. exp(xi2 t) is the series of
+    xi2^k t^k / k!, so for xi2 > 0 p is a mixture of Beta(xi0 + 1 + k, xi1 + 1): draw k first. For xi2 < 0 draw 1 - t
+    likewise. xi3 cancels in the normaliser.
     """
     check_xi(xi)
     generator = generator or torch.default_generator
     if not any(xi[:3]):
         return torch.rand(size, 1, generator=generator, device=generator.device)
-    a, b, rate = xi[0] + 1, xi[1] + 1, abs(xi[2])
+    alpha, beta, rate = xi[0] + 1, xi[1] + 1, abs(xi[2])
     if xi[2] < 0:
-        a, b = b, a
-    terms = int(rate + 10 * rate**0.5) + 30 if rate else 1  # k has lighter tails than Poisson(rate)
-    k = torch.arange(terms, device=generator.device, dtype=torch.float64)  # in float32 shapes near 0 underflow
-    # log of xi2^k / k! times the integral of t^(a + k - 1) (1 - t)^(b - 1), up to a constant
-    log_weight = torch.xlogy(k, rate) - torch.lgamma(k + 1) + torch.lgamma(a + k) - torch.lgamma(a + b + k)
+        alpha, beta = beta, alpha
+    terms = int(rate + 10 * rate**0.5) + 30 if rate else 1  # so many that the rest is beyond float64
+    k = torch.arange(terms, device=generator.device, dtype=torch.float64)  # float32 underflows for alpha near 0
+    # log of xi2^k / k! times the integral of t^(alpha + k - 1) (1 - t)^(beta - 1), up to a constant
+    log_weight = torch.xlogy(k, rate) - torch.lgamma(k + 1) + torch.lgamma(alpha + k) - torch.lgamma(alpha + beta + k)
     chosen = torch.multinomial(torch.softmax(log_weight, 0), size, replacement=True, generator=generator)
-    x = torch._standard_gamma(a + k[chosen], generator=generator)
-    y = torch._standard_gamma(torch.full_like(x, b), generator=generator)
+    x = torch._standard_gamma(alpha + k[chosen], generator=generator)
+    y = torch._standard_gamma(torch.full_like(x, beta), generator=generator)
     return ((y if xi[2] < 0 else x) / (x + y)).float()[:, None]
 
 
@@ -122,8 +128,8 @@ def sample_interval(
 ) -> tuple[Tensor, Tensor]:
     """Draw the times r and t (size, 1).
 
-    "coupled": t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in a share
-    `equal_share` of the rows.
+    "coupled", as in the paper: t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in
+    a share `equal_share` of the rows, where u learns the velocity itself.
     """
     t = sample_timesteps(xi, size, generator)
     if times == "coupled":
@@ -135,7 +141,8 @@ def sample_interval(
 
 
 # -------------------- derivative
-# Each gives du/dr (B, A) along the path, t held fixed, without a graph. `u` is u(a_r, r, t), which the loss has anyway.
+# Each gives du/dr (B, A), the change of u as r grows and a_r moves along the path with v, t held fixed, without a graph.
+# `u` is u(a_r, r, t), which the loss has anyway.
 
 
 @torch.no_grad()
@@ -149,7 +156,7 @@ def finite_difference(
     u: Tensor,
     delta_r: float = 1e-3,
 ) -> Tensor:
-    """From one more evaluation of u, a step of delta_r further on the path (Eq. 5)."""
+    """Eq. 5: a second evaluation of u, a step of delta_r further on the path."""
     ahead = policy(obs, a_r + delta_r * v, r + delta_r, t)  # a_{r + delta_r} = a_r + delta_r v
     return (ahead - u) / delta_r
 
@@ -158,23 +165,25 @@ def finite_difference(
 def exact_derivative(
     policy: Callable[..., Tensor], obs: Tensor, a_r: Tensor, r: Tensor, t: Tensor, v: Tensor, u: Tensor
 ) -> Tensor:
-    """(du/da) v + du/dr|_a as one forward-mode product: no Jacobian."""
+    """The exact one, as one forward-mode product: no Jacobian."""
     return torch.func.jvp(lambda a, s: policy(obs, a, s, t), (a_r, r), (v, torch.ones_like(r)))[1]
 
 
 def in_float64(derivative: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same derivative from a policy evaluated in double precision.
 
-    A delta_r below 1e-5 needs it: in float32 r + 1e-12 is r, and the difference exactly zero.
+    A delta_r below 1e-5 needs it: in float32 r + 1e-12 is r, and the difference exactly zero. It copies the policy.
     """
 
-    def evaluate(policy: nn.Module, obs: Tensor, a_r: Tensor, r: Tensor, t: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    def precise_derivative(
+        policy: nn.Module, obs: Tensor, a_r: Tensor, r: Tensor, t: Tensor, v: Tensor, u: Tensor
+    ) -> Tensor:
         precise = copy.deepcopy(policy).double()
         inputs = [x.double() for x in (obs, a_r, r, t)]
         with torch.no_grad():
             return derivative(precise, *inputs, v.double(), precise(*inputs)).to(u.dtype)
 
-    return evaluate
+    return precise_derivative
 
 
 # -------------------- losses
@@ -204,7 +213,7 @@ def mean_flow_loss(
     t: Tensor,
     derivative: Callable[..., Tensor] = finite_difference,
 ) -> tuple[Tensor, Info]:
-    """L_bc, mean-flow behaviour cloning, for noise (B, A) and times r, t (B, 1). Where r = t the target is v."""
+    """L_bc, mean-flow behaviour cloning, for noise (B, A) and times r, t (B, 1). Where r = t the target is just v."""
     a_r, v = path(action, noise, r)
     u = policy(obs, a_r, r, t)
     du_dr = derivative(policy, obs, a_r, r, t, v, u.detach())
@@ -242,9 +251,9 @@ def policy_loss(
 ) -> tuple[Tensor, Info]:
     """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
 
-    bc_noise (B, A) and the times r, t (B, 1) belong to L_bc, q_noise (B, A) becomes a~. `config` gives eta, the
-    derivative, which of the two terms there are, and whether Q is divided by its mean absolute value, so that eta means
-    the same at every scale of reward (not in the paper; as in FQL and TD3+BC).
+    bc_noise (B, A) and the times r, t (B, 1) belong to L_bc, q_noise (B, A) becomes a~. Of `config` it takes eta, the
+    derivative, `objective` (an ablation leaves out one of the two terms) and `normalise_q`: dividing Q by its mean
+    absolute value lets eta mean the same at every scale of reward (not in the paper; as in FQL and TD3+BC).
     """
     loss, info = torch.zeros((), device=batch.obs.device), {}
     if config.objective != "q":
@@ -265,13 +274,13 @@ UNIFORM = (0.0, 0.0, 0.0, 0.0)
 def option(
     default: Any, text: str, low: float = 0.0, high: float = 1e12, choices: tuple[str, ...] = (), group: str = ""
 ) -> Any:
-    """A field of `Config`: default, comment (which is also its --help), bounds or choices, group that it opens."""
+    """A field of `Config`: default, comment (its --help), bounds or choices, the group of options that begins here."""
     return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices, "group": group})
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run: concrete values, by default those that measured best here."""
+    """Everything that decides a run. The defaults suit a task of one's own; `Config.of` suits one of the four."""
 
     env: str = option(
         "world",
@@ -283,7 +292,7 @@ class Config:
     objective: str = option(
         "both", "terms of Eq. 6; bc, q: ablations, Figure 4", choices=("both", "bc", "q"), group="method"
     )
-    eta: float = option(1.0, "weight of the Q term, Eq. 6; without it by task and data; paper Table 3")
+    eta: float = option(1.0, "weight of the Q term, Eq. 6; if left out, by task and data; paper Table 3")
     normalise_q: bool = option(True, "divide Q by its mean absolute value in Eq. 6; paper: no")
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
     equal_share: float = option(0.5, "share of rows with r = t among ordered times; not in the paper", high=1)
@@ -292,7 +301,7 @@ class Config:
     delta_r: float = option(1e-3, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
     derivative_dtype: str = option("float32", "of du/dr; paper does not say", choices=("float32", "float64"))
     candidates: int = option(8, "one-step actions drawn when acting, the critics' best is taken; paper 1", low=1)
-    act_noise: float = option(0.5, "scale of the noise when acting; without it by task and data; paper 1")
+    act_noise: float = option(0.5, "scale of the noise when acting; if left out, by task and data; paper 1")
     hidden_dim: int = option(
         512, "width of each hidden layer; paper 512, section 7.1", low=1, group="networks and optimisation"
     )
@@ -307,7 +316,7 @@ class Config:
     final_episodes: int = option(100, "episodes of the last evaluation; not in the paper", low=1)
     save_every: int = option(1000, "steps between checkpoints; not in the paper", low=1)
     device: str = option("auto", "where networks and data live; paper: one GPU", choices=("auto", "cpu", "cuda"))
-    out: str = option("runs/om2p", "folder of the run, a new one; without it named after task, data and seed")
+    out: str = option("runs/om2p", "new folder of the run; if left out, runs/ENV-QUALITY-seedSEED")
 
     def __post_init__(self) -> None:
         """Raise a ValueError that names the first setting out of its choices or bounds."""
@@ -322,12 +331,13 @@ class Config:
 
     @classmethod
     def of(cls, env: str, quality: str, /, preset: str = "recommended", **given: Any) -> Config:
-        """Settings for data of a task and quality, in three layers: the preset, the row of `TABLE`, what is given."""
-        *paper, eta, act_noise = TABLE.get(f"{env}/{quality}", (1.0, UNIFORM, cls.eta, cls.act_noise))
-        layers = {"eta": eta, "act_noise": act_noise}
+        """Settings for data of a task and quality: those of the preset and its part of `TABLE`, then what is given."""
+        key, of_own = f"{env}/{quality}", (1.0, UNIFORM, cls.eta, cls.act_noise)
+        paper_eta, paper_xi, eta, act_noise = TABLE.get(key, of_own)
+        settings = {"eta": eta, "act_noise": act_noise}
         if preset == "paper":
-            layers = PAPER | dict(zip(("eta", "xi"), paper))
-        return cls(**layers | {"env": env} | given)
+            settings = PAPER | {"eta": paper_eta, "xi": paper_xi}
+        return cls(**settings | {"env": env} | given)
 
 
 PAPER = {
@@ -338,7 +348,7 @@ PAPER = {
     "candidates": 1,
     "act_noise": 1.0,
 }
-TABLE = {  # the paper's eta and xi, Table 3; our eta (of normalised Q) and act_noise, from lab/results/tune.csv
+TABLE = {  # task/quality: eta, xi of the paper (Table 3), eta, act_noise that measured best here (lab/results/tune.csv)
     "tag/medium-replay": (100.0, UNIFORM, 300.0, 1.0),
     "tag/medium": (10.0, (0.0, 0.0, 0.2, 0.0), 100.0, 1.0),
     "tag/medium-expert": (100.0, (2.0, 0.0, 0.0, 0.0), 100.0, 1.0),
@@ -407,7 +417,7 @@ class Agent:
         """Actions (B, A) for observations (B, O): of `candidates` one-step actions, the one with the highest mean Q.
 
         They come from Gaussian noise (B, candidates, A), or (B, A) for one, else drawn from `generator`, times
-        `act_noise`. The targets of Algorithm 1 act, which are running averages of the trained networks.
+        `act_noise`. The target networks act: they are running averages of the trained ones.
         """
         B, A = obs.shape[0], self.target_policy.action_dim
         if noise is None:
@@ -418,8 +428,8 @@ class Agent:
         actions = self.target_policy.act(rows, noise.flatten(0, 1))
         if noise.shape[1] == 1:
             return actions
-        best = mean_q(self.target_critics, rows, actions).view(B, -1, 1).argmax(1, keepdim=True)
-        return actions.view(noise.shape).gather(1, best.expand(-1, 1, A))[:, 0]
+        best = mean_q(self.target_critics, rows, actions).view(B, -1).argmax(1)
+        return actions.view(noise.shape)[torch.arange(B, device=obs.device), best]
 
     PARTS = ("policy", "critics", "target_policy", "target_critics", "policy_optimizer", "critic_optimizer")
 
@@ -454,10 +464,11 @@ def soft_update(target: nn.Module, online: nn.Module, rho: float) -> None:
 def train(
     config: Config, dataset: Any = None, resume: bool = False, make_agent: Callable[..., Agent] = Agent
 ) -> tuple[list[Agent], dict[str, Any]]:
-    """Algorithm 1: train every agent on one `data.Dataset`, evaluate on the way, leave a run folder (`data.RunFolder`).
+    """Algorithm 1: train every agent on one `data.Dataset`, evaluate on the way, leave a new run folder.
 
-    Returns the agents and the figures of the printed table. Ctrl-C ends it after the present step, with everything
-    saved; `resume` continues from there, bit for bit. Changes two settings of the whole process (see `tune_cpu`).
+    The folder `config.out` gets config.json, metrics.csv, checkpoint.pt, curve.png and rollout.gif (`data.RunFolder`).
+    Returns the agents and the figures of the printed table. Ctrl-C ends the training after the present step, with all
+    of these; `resume` continues from there, bit for bit. Changes two settings of the whole process (`data.tune_cpu`).
     `make_agent` may build another kind of agent.
     """
     from tqdm import tqdm
@@ -482,8 +493,8 @@ def train(
                 run.step += 1
                 bar.update()
                 if run.step % config.eval_every == 0:
-                    score = run.record(partial(evaluate, agents, env, config.eval_episodes, config.seed + 1))
-                    bar.set_postfix(score, refresh=False)
+                    row = run.record(partial(evaluate, agents, env, config.eval_episodes, config.seed + 1))
+                    bar.set_postfix(row, refresh=False)
                 if run.step % config.save_every == 0:
                     run.save()
         run.save()
@@ -519,7 +530,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             score(*load_agents(args.evaluate), args.episodes, args.gif, args.export)
             return 0
         if args.resume:
-            config = replace(load_agents(args.resume)[0][0].config, out=args.resume, **given)
+            agents, _ = load_agents(args.resume)
+            config = replace(agents[0].config, out=args.resume, **given)
             dataset = load_or_make(config.data, config.env)
         else:
             config = Config(**given)  # refuses bad settings before any data is made
