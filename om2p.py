@@ -141,8 +141,8 @@ def sample_interval(
 
 
 # -------------------- derivative
-# Each gives du/dr (B, A), the change of u as r grows and a_r moves along the path with v, t held fixed, without a graph.
-# `u` is u(a_r, r, t), which the loss has anyway.
+# Each gives du/dr (B, A), the change of u as r grows and a_r moves along the path with v; t is held fixed, and there is
+# no graph. `u` is u(a_r, r, t), which the loss has anyway.
 
 
 @torch.no_grad()
