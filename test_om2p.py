@@ -227,9 +227,13 @@ def test_mean_flow_loss_is_least_at_the_true_mean_velocity(device):
         assert abs(product.mean()) < 5 * product.std() / math.sqrt(len(product))
 
 
+def loss_inputs(device: str) -> tuple[MeanFlowPolicy, Batch, Tensor, Tensor, Tensor]:
+    """Policy, batch, noise, times r and t."""
+    return small_policy(device), random_batch(device), normal(64, 2, device=device), *uniform(2, 64, 1, device=device)
+
+
 def test_equal_times_make_the_target_the_velocity(device):
-    policy, b = small_policy(device), random_batch(device)
-    noise, r = normal(64, 2, device=device), uniform(64, 1, device=device)
+    policy, b, noise, r, _ = loss_inputs(device)
     a_r, v = om2p.path(b.action, noise, r)
     expected = (policy(b.obs, a_r, r, r) - v).square().sum(1).mean()
     for name in ("finite_difference", "exact", "zero"):
@@ -240,14 +244,13 @@ def test_equal_times_make_the_target_the_velocity(device):
 
 def test_no_gradient_flows_through_the_target(device):
     """The loss differentiates as if u_target of Eq. 2 were a constant."""
-    policy, b = small_policy(device), random_batch(device)
-    noise, r, t = normal(64, 2, device=device), uniform(64, 1, device=device), uniform(64, 1, seed=1, device=device)
+    policy, b, noise, r, t = loss_inputs(device)
     a_r, v = om2p.path(b.action, noise, r)
     u = policy(b.obs, a_r, r, t)
     target = v - (r - t) * om2p.exact_derivative(policy, b.obs, a_r, r, t, v, u)
-    constant = (u - target).square().sum(1).mean()
     loss, _ = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, t, om2p.exact_derivative)
-    for p, q in zip(*(torch.autograd.grad(x, list(policy.parameters())) for x in (loss, constant))):
+    losses = loss, (u - target).square().sum(1).mean()
+    for p, q in zip(*(torch.autograd.grad(x, list(policy.parameters())) for x in losses)):
         assert torch.allclose(p, q, atol=1e-6)
 
 
@@ -286,7 +289,7 @@ class Linear(nn.Module):
 
 
 def test_critic_loss_is_eq_7(device):
-    b, policy, noise = random_batch(device), small_policy(device), normal(64, 2, device=device)
+    policy, b, noise, _, _ = loss_inputs(device)
     critics = nn.ModuleList([Linear(1.0, 2.0), Linear(-1.0, 0.5)]).to(device)
     targets = nn.ModuleList([Linear(0.3, 0.0), Linear(0.0, -0.7)]).to(device)
     loss, info = om2p.critic_loss(critics, targets, policy, b, noise, gamma=0.9)
@@ -303,10 +306,9 @@ def test_critic_loss_is_eq_7(device):
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_policy_loss_is_eq_6(normalise, device):
-    b, policy = random_batch(device), small_policy(device)
+    policy, b, noise, r, t = loss_inputs(device)
     critics = nn.ModuleList([Linear(1.0, 2.0), Linear(-1.0, 0.5)]).to(device)
-    noise, q_noise = normal(2, 64, 2, device=device)
-    r, t = uniform(2, 64, 1, device=device)
+    q_noise = normal(64, 2, seed=1, device=device)
     bc = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, t)[0].item()
     q = one_step(policy, b.obs, q_noise) @ torch.tensor([0.0, 1.25], device=device) + b.obs.sum(-1)
     gain = -3.0 * q.mean().item() / (q.abs().mean().item() if normalise else 1)
@@ -529,29 +531,17 @@ WORLDS = tuple(envs.SCENARIOS)
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_particle_worlds_match_recorded_trajectories(name, device):
-    """One episode of each world in float64, recorded from the environment that made the public data."""
+    """An episode in float64, recorded from the environment that made the public data, beside another one."""
     kind = {"device": device, "dtype": torch.float64}
     world = envs.ParticleWorld(name, **kind)
     start, actions, rewards = (torch.tensor(GOLDEN[name][key], **kind) for key in ("start", "actions", "rewards"))
-    world.set_state(start[None])
+    world.set_state(torch.stack([start.flip(0), start]))
     for action, reward in zip(actions, rewards):
-        world.advance(action[None])
-        assert torch.allclose(world.rewards()[0], reward, rtol=0, atol=1e-9)
+        world.advance(torch.stack([-action, action]))
+        assert torch.allclose(world.rewards()[1], reward, rtol=0, atol=1e-9)
     team, prey = world.observations()
-    for row, expected in zip([*team[0], *([] if prey is None else prey[0])], GOLDEN[name]["last_observations"]):
+    for row, expected in zip([*team[1], *([] if prey is None else prey[1])], GOLDEN[name]["last_observations"]):
         assert torch.allclose(row, torch.tensor(expected, **kind), rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", WORLDS)
-def test_worlds_of_a_batch_do_not_mix(name, device):
-    world, alone = (envs.ParticleWorld(name, device=device, dtype=torch.float64) for _ in range(2))
-    world.reset(5, generator())
-    alone.set_state(world.position[3:4])
-    for action in uniform(25, 5, world.total_agents, 2, device=device, dtype=torch.float64) * 2 - 1:
-        world.advance(action)
-        alone.advance(action[3:4])
-    assert torch.allclose(world.position[3], alone.position[0], atol=1e-12)
-    assert torch.allclose(world.rewards()[3], alone.rewards()[0], atol=1e-12)
 
 
 def test_the_prey_pays_for_leaving_the_arena():
@@ -639,12 +629,9 @@ def test_halfcheetah_matches_gymnasium_index_by_index():
 def test_halfcheetah_starts_as_gymnasium_does():
     cheetah, single = envs.HalfCheetah(), gymnasium.make("HalfCheetah-v5").unwrapped
     cheetah.reset(2000, generator())
-    for i in range(9):
-        assert scipy.stats.kstest(cheetah.qpos[:, i], scipy.stats.uniform(-0.1, 0.2).cdf).pvalue > 1e-3
-        assert scipy.stats.kstest(cheetah.qvel[:, i], scipy.stats.norm(0, 0.1).cdf).pvalue > 1e-3
-    starts = np.array([single.reset(seed=k)[0] for k in range(200)])
-    ours = np.concatenate([cheetah.qpos[:, 1:], cheetah.qvel], 1)
-    assert np.allclose(starts.mean(0), ours.mean(0), atol=0.03) and np.allclose(starts.std(0), ours.std(0), atol=0.02)
+    starts = np.array([single.reset(seed=k)[0] for k in range(2000)])
+    for ours, theirs in zip(np.concatenate([cheetah.qpos[:, 1:], cheetah.qvel], 1).T, starts.T):
+        assert scipy.stats.ks_2samp(ours, theirs).pvalue > 1e-3
 
 
 def test_cheetahs_of_a_batch_do_not_mix_whatever_the_number_of_threads():
@@ -688,8 +675,7 @@ def test_the_cheetah_is_drawn_in_view():
     assert np.linalg.norm(outlines[0].max(0) - outlines[0].min(0)) == pytest.approx(1.1, abs=0.1)  # a torso of 1 m
     assert 0 < outlines[..., 1].min() < 0.3  # starts just above the ground
     assert outlines[4].mean(0)[0] < outlines[7].mean(0)[0]  # the back foot is behind the front one
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    assert ((outlines > [left, bottom]) & (outlines < [right, top])).all()
+    assert all(axes.viewLim.contains(x, z) for x, z in outlines.reshape(-1, 2))
 
 
 # -------------------- anyone's own environment
@@ -798,9 +784,9 @@ def test_own_episodes_end_by_themselves_and_stop_counting(own_task):
     assert (task.num_agents, task.obs_dim, task.action_dim) == (2, 2, 1)
     steps = list(envs.rollout(lambda obs: (obs[:, :, :1] > 4).float(), task, 50, generator()))
     assert len(steps) == 5 or len(steps) == 4  # from [-1, 1] by 2, and by 4 beyond 4
-    ends, rewards = (torch.stack([x[:, 0] for x in series]) for series in list(zip(*steps))[4:1:-2])
-    assert (ends.sum(0) == 1).all()
-    assert torch.allclose(steps[-1].next_observations[:, 0, 0], steps[0].observations[:, 0, 0] + rewards.sum(0))
+    assert torch.equal(sum(step.terminals for step in steps), torch.ones(50, 2))
+    way = steps[-1].next_observations[..., 0] - steps[0].observations[..., 0]
+    assert torch.allclose(way, sum(step.rewards for step in steps))
 
 
 def refused(capsys, main, *options: object) -> str:
@@ -980,33 +966,18 @@ def test_medium_replay_goes_from_random_to_medium(name):
     assert len(other) == begin + 500 and torch.equal(other.actions[:begin], made.actions[:begin])
 
 
-def spoil(path: Path, out: Path, **changes) -> Path:
-    """A copy of a data file with arrays replaced (by a function of the old one) or left out (None)."""
-    arrays = data.read_npz(path)
-    for name, change in changes.items():
-        arrays[name] = change(arrays[name]) if callable(change) else change
-    np.savez(out, **{name: x for name, x in arrays.items() if x is not None})
-    return out
-
-
-def with_nan(x: np.ndarray) -> np.ndarray:
-    x = x.copy()
-    x.flat[7] = np.nan
-    return x
-
-
-def with_meta(**changes):
+def with_meta(**changes) -> dict:
     return {"meta": lambda old: np.array(json.dumps(json.loads(str(old)) | changes))}
 
 
-SPOILED = {
+SPOILED = {  # what each array becomes: something else, a function of what it was, or nothing
     "has no array actions": {"actions": None},
     "has no array meta": {"meta": None},
     "observations is float64": {"observations": lambda x: x.astype(np.float64)},
     "rewards is float32 of shape": {"rewards": lambda x: x[:-1]},
     "actions is float32 of shape": {"actions": lambda x: x[:, :2]},
     "(2, 24, 2), world has (3, 24, 2)": {k: (lambda x: x[:, :2]) for k in data.ARRAYS},
-    "rewards holds NaN": {"rewards": with_nan},
+    "rewards holds NaN": {"rewards": lambda x: x * np.nan},
     "actions reach 2": {"actions": lambda x: 2 * np.sign(x)},
     "observations (0, 3, 24)": {k: (lambda x: x[:0]) for k in data.ARRAYS},
     "terminals must be 0 or 1": {"terminals": lambda x: x + 0.5},
@@ -1024,8 +995,11 @@ SPOILED = {
 
 @pytest.mark.parametrize("message", SPOILED)
 def test_spoiled_data_is_refused_in_one_line(message, few, tmp_path, capsys):
-    file = spoil(few, tmp_path / "spoiled.npz", **SPOILED[message])
-    error = refused(capsys, om2p.main, "--data", file)
+    arrays = data.read_npz(few)
+    for name, change in SPOILED[message].items():
+        arrays[name] = change(arrays[name]) if callable(change) else change
+    np.savez(tmp_path / "spoiled.npz", **{name: x for name, x in arrays.items() if x is not None})
+    error = refused(capsys, om2p.main, "--data", tmp_path / "spoiled.npz")
     assert message in error and "spoiled.npz" in error and os.listdir(tmp_path) == ["spoiled.npz"]
 
 
@@ -1050,21 +1024,6 @@ def test_files_of_another_kind_are_refused(few, tmp_path, capsys):
     for name in before:
         assert name in refused(capsys, om2p.main, "--data", tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == before
-
-
-def test_a_full_disk_leaves_what_was_there(few, tmp_path, monkeypatch):
-    path = tmp_path / "expert.npz"
-    path.write_text("earlier")
-
-    def full(file, **arrays):
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    d = data.Dataset.load(few)
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space"):
-        d.save(path)
-    assert os.listdir(tmp_path) == ["expert.npz"] and path.read_text() == "earlier"
 
 
 # -------------------- data made by others
@@ -1106,9 +1065,8 @@ def test_folders_in_omars_layout(dtype, few, tmp_path, capsys, no_gif):
     assert "do not compare" in capsys.readouterr().out and torch.equal(loaded.prey[0][0], d.prey[0][0])
     for name in data.ARRAYS:
         assert torch.equal(getattr(loaded, name), getattr(d, name)), name  # dones mark time limits, not ends
-    assert loaded.meta["quality"] == "medium-replay" and loaded.meta["mean_return"] == pytest.approx(
-        d.meta["mean_return"]
-    )
+    meta = d.meta | {"quality": "medium-replay", "seed": None, "noise": None}
+    assert loaded.meta == meta | {"mean_return": pytest.approx(d.meta["mean_return"])}
     network = write_prey(tmp_path / "simple_world" / "pretrained_adv_model.pt")
     out = tmp_path / "converted.npz"
     assert data.main(["convert", str(folder), "--env", "world", "--out", str(out), "--quality", "medium"]) == 0
@@ -1220,8 +1178,7 @@ def test_the_command_line_from_an_empty_folder(tmp_path, few):
     assert config["hidden_dim"] == 16 and config["eta"] == 100.0 and config["data_meta"]["env"] == "world"
     assert config["versions"]["torch"] == torch.__version__ and config["versions"]["om2p"] == data.VERSION
     assert {"python", "numpy", "mujoco", "gymnasium", "pettingzoo"} < config["versions"].keys()
-    for name in ("curve.png", "rollout.gif"):
-        assert (folder / name).read_bytes()[:4] in (b"\x89PNG", b"GIF8")
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_run_touches_another(few, whole_run, tmp_path, capsys, monkeypatch, no_gif):
@@ -1232,6 +1189,7 @@ def test_no_run_touches_another(few, whole_run, tmp_path, capsys, monkeypatch, n
         assert Path("runs", name, "curve.png").exists()
     before = ending(whole_run)
     assert "exists" in refused(capsys, om2p.main, *options, "--out", whole_run)
+    assert "Not a directory" in refused(capsys, om2p.main, *options, "--out", whole_run / "config.json" / "run")
     assert ending(whole_run) == before
 
 
@@ -1250,8 +1208,6 @@ def test_each_task_makes_the_data_it_lacks(name, quality, tmp_path, monkeypatch,
     assert len(made) == 2000 and made.meta["quality"] == quality
     config = json.loads(Path(f"runs/{name}-{quality}-seed0/config.json").read_text())
     assert (config["eta"], config["act_noise"]) == om2p.TABLE[f"{name}/{quality}"][2:]
-    other = "tag" if name == "world" else "world"
-    assert f"holds data of {name}" in refused(capsys, om2p.main, "--env", other, "--data", file)
 
 
 def test_same_seed_same_weights_whatever_the_evaluation(few, tmp_path, device, no_gif):
@@ -1294,7 +1250,6 @@ REFUSED = {
     "--rho": ["--rho", "1.5"],
     "--preset": ["--preset", "best"],
     "--times sideways": ["--times", "sideways"],
-    "--xi": ["--xi", "-1", "0", "0", "0"],
     "--batch-size": ["--batch-size", "1000000000000"],
     "--delta-r": ["--delta-r", "0"],
     "--hidden-dim": ["--hidden-dim", "many"],
@@ -1332,17 +1287,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(steps, whole_run, few, tmp_pa
     assert ending(run) == ending(whole_run)
 
 
+def disturb(monkeypatch, owner, name: str, call: int, act) -> None:
+    """Let `act` change what the `call`-th call of a function returns."""
+    function, calls = getattr(owner, name), []
+
+    def disturbed(*args):
+        calls.append(function(*args))
+        return act(calls[-1]) if len(calls) == call else calls[-1]
+
+    monkeypatch.setattr(owner, name, disturbed)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_a_run_with_all_its_files(signum, whole_run, few, tmp_path, device, capsys, monkeypatch, no_gif):
-    run, update, calls = tmp_path / "run", Agent.update, []
-
-    def stopped(self, batch):
-        calls.append(1)
-        if len(calls) == 26:  # three agents a step: that of agent 1 in step 9
-            signal.raise_signal(signum)
-        return update(self, batch)
-
-    monkeypatch.setattr(Agent, "update", stopped)
+    # three agents a step: that of agent 1 in step 9
+    disturb(monkeypatch, Agent, "update", 26, lambda info: signal.raise_signal(signum) or info)
+    run = tmp_path / "run"
     assert om2p.main(tiny(few, run, device)) == 130
     out, err = capsys.readouterr()
     assert "normalised score" in out and "9 steps" in out and "Traceback" not in err
@@ -1394,17 +1354,13 @@ def change_checkpoint(run: Path, **changes) -> None:
 
 def test_a_run_goes_on_with_its_data_and_device_only_but_is_scored_anywhere(copied_run, device, capsys):
     """A run of a GPU has random streams that no CPU can continue, nor the other way round."""
-    scores = []
-    state = torch.load(copied_run / "checkpoint.pt", weights_only=True)
+    state, last = torch.load(copied_run / "checkpoint.pt", weights_only=True), metrics(copied_run)[-1]
     for changes in ({"meta": state["meta"] | {"mean_return": 0.5}}, {"device": "elsewhere"}):
         change_checkpoint(copied_run, **state | changes)
         assert "other data" in refused(capsys, om2p.main, "--resume", copied_run)
         assert om2p.main(["--evaluate", str(copied_run), "--episodes", "3"]) == 0
-        scores.append(capsys.readouterr().out.splitlines()[0])
-    last = metrics(copied_run)[-1]
-    assert scores[0] == scores[1]
-    if device == "cpu":
-        assert f"{float(last['return']):.1f} +- {float(last['return_std']):.1f}" in scores[0]
+        out = capsys.readouterr().out  # on the CPU, with other random numbers than those of a GPU
+        assert f"{float(last['return']):.1f} +- {float(last['return_std']):.1f}" in out or device == "cuda"
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(copied_run, tmp_path, capsys):
@@ -1424,48 +1380,36 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(copied_run, tmp_path, capsy
 
 
 def test_nan_in_a_loss_stops_the_run_and_keeps_the_last_checkpoint(few, tmp_path, device, capsys, monkeypatch):
-    update, calls = Agent.update, []
-
-    def spoiled(self, batch):
-        calls.append(1)  # three agents a step: the 26th update is that of agent 1 in step 9
-        return update(self, batch) | ({"critic_loss": torch.tensor(math.nan)} if len(calls) == 26 else {})
-
-    monkeypatch.setattr(Agent, "update", spoiled)
+    disturb(monkeypatch, Agent, "update", 26, lambda info: info | {"critic_loss": math.nan * info["critic_loss"]})
     error = refused(capsys, om2p.main, *tiny(few, tmp_path / "run", device))
     assert "step 10 critic_loss is no finite number" in error and "checkpoint of step 5 is kept" in error
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 5
 
 
 def test_an_evaluation_that_raises_ends_in_one_line(few, tmp_path, whole_run, device, capsys, monkeypatch, no_gif):
-    run, rewards, calls = tmp_path / "run", envs.ParticleWorld.rewards, []
-
-    def broken(self):
-        calls.append(1)
-        if len(calls) > 60:
-            raise ZeroDivisionError("a broken\nenvironment")
-        return rewards(self)
-
-    monkeypatch.setattr(envs.ParticleWorld, "rewards", broken)
+    run = tmp_path / "run"
+    disturb(monkeypatch, envs.ParticleWorld, "rewards", 60, lambda _: 1 / 0)  # 25 for each evaluation
     error = refused(capsys, om2p.main, *tiny(few, run, device))
-    assert "evaluating after step 21 failed (ZeroDivisionError: a broken)" in error
-    monkeypatch.setattr(envs.ParticleWorld, "rewards", rewards)
+    assert "evaluating after step 21 failed (ZeroDivisionError: division by zero)" in error
     assert om2p.main(["--resume", str(run)]) == 0
     assert ending(run) == ending(whole_run)
 
 
-def test_what_cannot_be_written_ends_in_one_line(few, tmp_path, capsys, monkeypatch):
-    (tmp_path / "file").touch()
-    assert "file" in refused(capsys, om2p.main, *tiny(few, tmp_path / "file" / "run"))
-    save = torch.save
-
-    def full(state, path):
-        if state["step"] > 5:
-            raise RuntimeError("PytorchStreamWriter failed writing file\nNo space left on device")
-        save(state, path)
-
-    monkeypatch.setattr(torch, "save", full)
-    assert "is the disk full?" in refused(capsys, om2p.main, *tiny(few, tmp_path / "run"))
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 5
+def test_a_full_disk_leaves_what_was_there(few, copied_run, capsys):
+    """A limit on the size of files does what a full disk does."""
+    resource = pytest.importorskip("resource")
+    d, files = data.Dataset.load(few), [copied_run.parent / "few.npz", copied_run / "checkpoint.pt"]
+    files[0].write_text("earlier")
+    before, limits = [file.read_bytes() for file in files], resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            d.save(files[0])
+        error = refused(capsys, om2p.main, "--resume", copied_run, "--steps", "40")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "is the disk full?" in error and [file.read_bytes() for file in files] == before
+    assert sorted(os.listdir(copied_run)) == FILES and len(os.listdir(copied_run.parent)) == 2
 
 
 def test_drawing_and_exporting_a_checkpoint(whole_run, tmp_path, capsys, no_gif):
