@@ -5,8 +5,9 @@
 Each agent learns from a fixed data set a policy that turns noise into an action in one network evaluation. Time runs
 from noise (0) to data (1). A straight path joins one noise with one action, a_r = (1 - r) noise + r action, with the
 velocity v = action - noise. Averaged over all pairs these velocities are a flow. The network u(a_r, r, t) is the flow's
-mean velocity from r to t, so one step goes all the way: a_t = a_r + (t - r) u. Differentiating (t - r) u, the integral
-of the velocity from r to t, by r along the path gives what u must satisfy: u = v - (r - t) du/dr.
+mean velocity from r to t, so one step goes all the way: a_t = a_r + (t - r) u. Since (t - r) u is the integral of the
+velocity from r to t, its derivative by r, along the path, is -v: -u + (t - r) du/dr = -v. So u = v - (r - t) du/dr. As
+in flow matching, the squared loss does the averaging, so that the v of one pair can stand for that of the flow.
 
     Eq. 1-2  mean_flow_loss      behaviour cloning: u is pulled to u_target = v - (r - t) du/dr
     Eq. 3    MeanFlowPolicy.act  noise to action; in one step, noise + u(noise, 0, 1)
@@ -128,8 +129,8 @@ def sample_interval(
 ) -> tuple[Tensor, Tensor]:
     """Draw the times r and t (size, 1).
 
-    "coupled", as in the paper: t from Eq. 4 and r = 1 - t. "ordered": two draws from Eq. 4, r the smaller; but r = t in
-    a share `equal_share` of the rows, where u learns the velocity itself.
+    "coupled", as in the paper: t from Eq. 4 and r = 1 - t, so that u learns on the line r + t = 1 alone. "ordered": two
+    draws from Eq. 4, r the smaller; but r = t in a share `equal_share` of the rows, where u learns the velocity itself.
     """
     t = sample_timesteps(xi, size, generator)
     if times == "coupled":
@@ -280,7 +281,7 @@ def option(
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. The defaults suit a task of one's own; `Config.of` suits one of the four."""
+    """Everything that decides a run. The defaults are for a task of one's own; `Config.of` gives those for the four tasks."""
 
     env: str = option(
         "world",
@@ -301,7 +302,7 @@ class Config:
     delta_r: float = option(1e-3, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
     derivative_dtype: str = option("float32", "of du/dr; paper does not say", choices=("float32", "float64"))
     candidates: int = option(8, "one-step actions drawn when acting, the critics' best is taken; paper 1", low=1)
-    act_noise: float = option(0.5, "scale of the noise when acting; if left out, by task and data; paper 1")
+    act_noise: float = option(0.5, "scale of the noise in Agent.act; if left out, by task and data; paper 1")
     hidden_dim: int = option(
         512, "width of each hidden layer; paper 512, section 7.1", low=1, group="networks and optimisation"
     )
@@ -332,8 +333,8 @@ class Config:
     @classmethod
     def of(cls, env: str, quality: str, /, preset: str = "recommended", **given: Any) -> Config:
         """Settings for data of a task and quality: those of the preset and its part of `TABLE`, then what is given."""
-        key, of_own = f"{env}/{quality}", (1.0, UNIFORM, cls.eta, cls.act_noise)
-        paper_eta, paper_xi, eta, act_noise = TABLE.get(key, of_own)
+        no_row = (1.0, UNIFORM, cls.eta, cls.act_noise)
+        paper_eta, paper_xi, eta, act_noise = TABLE.get(f"{env}/{quality}", no_row)
         settings = {"eta": eta, "act_noise": act_noise}
         if preset == "paper":
             settings = PAPER | {"eta": paper_eta, "xi": paper_xi}
@@ -373,7 +374,9 @@ def choose_derivative(config: Config) -> Callable[..., Tensor]:
     derivative = {
         "finite_difference": partial(finite_difference, delta_r=config.delta_r),
         "exact": exact_derivative,
-        "zero": lambda policy, obs, a_r, r, t, v, u: torch.zeros_like(v),  # as Eq. 5 in float32 at the paper's delta_r
+        "zero": lambda policy, obs, a_r, r, t, v, u: torch.zeros_like(
+            v
+        ),  # what Eq. 5 gives in float32 with delta_r 1e-12
     }[config.derivative]
     return in_float64(derivative) if config.derivative_dtype == "float64" else derivative
 
