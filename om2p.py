@@ -281,7 +281,7 @@ def option(
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. The defaults are for a task of one's own; `Config.of` gives those for the four tasks."""
+    """Everything that decides a run. The defaults are for a task of one's own; for the four there is `Config.of`."""
 
     env: str = option(
         "world",
@@ -374,9 +374,8 @@ def choose_derivative(config: Config) -> Callable[..., Tensor]:
     derivative = {
         "finite_difference": partial(finite_difference, delta_r=config.delta_r),
         "exact": exact_derivative,
-        "zero": lambda policy, obs, a_r, r, t, v, u: torch.zeros_like(
-            v
-        ),  # what Eq. 5 gives in float32 with delta_r 1e-12
+        # what Eq. 5 gives in float32 with the paper's delta_r
+        "zero": lambda policy, obs, a_r, r, t, v, u: torch.zeros_like(v),
     }[config.derivative]
     return in_float64(derivative) if config.derivative_dtype == "float64" else derivative
 
