@@ -32,6 +32,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -761,6 +762,24 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds none on this machine; leave it out")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def thread_each(agents: Sequence[Any], device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which agents can learn at the same time: on a CPU one for each, on an accelerator one for all.
+
+    They share the cores. With a core for each, no sum waits for another core, so that other work does not hold up the
+    training. The CPU's products are tuned for the whole process (`tune_cpu`).
+    """
+    tune_cpu(device)
+    before, workers = torch.get_num_threads(), len(agents) if device.type == "cpu" else 1
+    share = max(1, before // workers)
+    torch.set_num_threads(share)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def tune_cpu(device: torch.device) -> None:

@@ -537,7 +537,8 @@ def save_gif(agents: Sequence[Any], env: Env, path: str | Path, seed: int, episo
     generator = torch.Generator(env.device).manual_seed(seed)
     steps = itertools.islice(rollout(act_together(agents, generator), env, episodes, generator), 100)
     returns = torch.zeros(episodes)
-    with whole_file(path) as part, user_code(f"drawing {path}"), torch.no_grad(), writer.saving(figure, part, dpi=80):
+    with whole_file(path) as part, user_code(f"drawing {path}"), torch.no_grad():
+        writer.setup(figure, part, dpi=80)
         for step in steps:
             returns += step.rewards.mean(1).cpu()
             for episode, axes in enumerate(panels):
@@ -545,6 +546,7 @@ def save_gif(agents: Sequence[Any], env: Env, path: str | Path, seed: int, episo
                 env.draw(axes, episode)
                 axes.set_title(f"return {returns[episode]:.1f}", fontsize=9)
             writer.grab_frame()
+        writer.finish()
 
 
 @contextmanager

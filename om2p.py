@@ -469,31 +469,39 @@ def train(
     """Algorithm 1: train every agent on one `data.Dataset`, evaluate on the way, leave a new run folder.
 
     The folder `config.out` gets config.json, metrics.csv, checkpoint.pt, curve.png and rollout.gif (`data.RunFolder`).
-    Returns the agents and the figures of the printed table. Ctrl-C ends the training after the present step, with all
-    of these; `resume` continues from there, bit for bit. Changes two settings of the whole process (`data.tune_cpu`).
+    Returns the agents and the figures of the printed table. Ctrl-C ends the training within ten steps, with all of
+    these; `resume` continues from there, bit for bit.
     `make_agent` may build another kind of agent.
     """
     from tqdm import tqdm
 
-    from data import load_or_make, open_run, pick_device, tune_cpu
+    from data import load_or_make, open_run, pick_device, thread_each
     from envs import evaluate, make_env, save_gif
 
     device = pick_device(config.device)
     dataset = (dataset or load_or_make(config.data, config.env)).to(device)
     env = make_env(config.env, dataset.prey, device)
     dataset.check_fits(env)
-    tune_cpu(device)
     torch.manual_seed(config.seed)  # before the networks are built
     agents = [make_agent(env.obs_dim, env.action_dim, config, device, index=i) for i in range(env.num_agents)]
+
+    def learn(i: int, updates: int) -> list[Info]:
+        """Algorithm 1, lines 3 to 7, for agent i: sample, then critics, policy and targets."""
+        batches = (Batch(*dataset.sample(i, config.batch_size, agents[i].generator)) for _ in range(updates))
+        return [agents[i].update(batch) for batch in batches]
+
     seconds = 0.1 if sys.stderr.isatty() else 30.0  # between two states of the progress bar
-    with open_run(config, dataset, agents, resume) as run:
+    with open_run(config, dataset, agents, resume) as run, thread_each(agents, device) as pool:
         with tqdm(total=config.steps, initial=run.step, unit="step", mininterval=seconds) as bar:
             while run.step < config.steps and not run.stop.is_set():
-                for i, agent in enumerate(agents):
-                    batch = Batch(*dataset.sample(i, config.batch_size, agent.generator))
-                    run.log(agent.update(batch))
-                run.step += 1
-                bar.update()
+                # agents share nothing: each makes some updates in a thread of its own, until something else is due
+                due = (every - run.step % every for every in (config.eval_every, config.save_every, 10))
+                updates = min(config.steps - run.step, *due)
+                for infos in zip(*pool.map(learn, range(len(agents)), [updates] * len(agents))):
+                    for info in infos:
+                        run.log(info)
+                run.step += updates
+                bar.update(updates)
                 if run.step % config.eval_every == 0:
                     row = run.record(partial(evaluate, agents, env, config.eval_episodes, config.seed + 1))
                     bar.set_postfix(row, refresh=False)

@@ -1,7 +1,7 @@
 """How fast OM2P runs on this machine, and the workload of the paper's Table 2.
 
     python notebooks/lab/benchmark.py                          # some minutes, with nothing else running
-    python notebooks/lab/benchmark.py --only latency
+    python notebooks/lab/benchmark.py --only latency --device cuda --out FOLDER
     python notebooks/lab/benchmark.py --table 2                # hours: 10,000 steps of each system
     python notebooks/lab/benchmark.py --table 2 --steps 100 --only om2p ma-fql
 
@@ -10,6 +10,9 @@ Needs `pip install -r notebooks/requirements.txt` too. The parts:
 - update: a training step of three agents, batch 256, of OM2P with each derivative and of the compared systems, at width
   512 with one thread and with all, at Table 1's 128 with one. Memory: the bytes of live tensors at width 512, which are
   networks, targets, optimizers, and the most that one agent's update adds to them.
+- busy: a training step alone, beside one and beside two processes that compute without end. The agents in turn, on all
+  cores and on one; and as `om2p.train` does it, each in a thread of its own, ten updates at a time.
+- graph: on CUDA, a step as it is, and replayed from a recorded CUDA graph.
 - latency: one agent's action, in one step, as the critics' best of eight, in ten steps of a flow, in fifteen of a
   diffusion.
 - evaluation: ten episodes of every task, with the candidates of the default and with one.
@@ -32,10 +35,12 @@ import argparse
 import itertools
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -176,6 +181,59 @@ def measure_updates(rounds: int = 9) -> Iterator[Row]:
         yield f"{name}: training memory", training_bytes(make_agents(options), random_batch()) / 1e6, "MB"
 
 
+def together(agents: list, batch_of: Callable[[int], om2p.Batch], pool: ThreadPoolExecutor, updates: int = 10) -> None:
+    """So many training steps, the agents in the threads of `data.thread_each`."""
+
+    def learn(i: int) -> None:
+        for _ in range(updates):
+            agents[i].update(batch_of(i))
+
+    list(pool.map(learn, range(len(agents))))
+
+
+def measure_busy(rounds: int = 5) -> Iterator[Row]:
+    """A step in turn and in threads, beside other work."""
+    cores = torch.get_num_threads()
+    for width, busy in itertools.product((128, WIDTH), (0, 1, 2)):
+        agents, batch = make_agents({"hidden_dim": width}), random_batch()
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:
+            ways: dict[str, list[float]] = {"in turn, one core": [], f"in turn, {cores} cores": [], "threads": []}
+            for _ in range(rounds + 1):
+                for way, threads in zip(ways, (1, cores)):
+                    torch.set_num_threads(threads)
+                    ways[way].append(seconds(partial(step, agents, batch)))
+                torch.set_num_threads(cores)
+                with data.thread_each(agents, DEVICE) as pool:
+                    ways["threads"].append(seconds(partial(together, agents, lambda i, batch=batch: batch, pool)) / 10)
+        finally:
+            for other in others:
+                other.kill()
+        for way, times in ways.items():
+            yield f"width {width}, beside {busy}: {way}", 1e3 * statistics.median(times[1:]), "ms"
+
+
+def measure_graph(rounds: int = 9) -> Iterator[Row]:
+    """A step of three agents on CUDA, and the same one replayed from a graph."""
+    if DEVICE.type != "cuda":
+        return
+    for width in (128, WIDTH):
+        plain, recorded = (make_agents({"hidden_dim": width}) for _ in range(2))
+        batch, graph, side = random_batch(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(recorded, batch)
+        torch.cuda.synchronize()
+        for agent in recorded:
+            graph.register_generator_state(agent.generator)
+            for group in agent.policy_optimizer.param_groups + agent.critic_optimizer.param_groups:
+                group["capturable"] = True
+        with torch.cuda.graph(graph):
+            step(recorded, batch)
+        ways = {f"width {width}: a step": partial(step, plain, batch), f"width {width}: from a graph": graph.replay}
+        yield from medians(ways, rounds)
+
+
 @torch.no_grad()
 def measure_latency(rounds: int = 25) -> Iterator[Row]:
     """One agent's actions for 1, 10 and 1,000 observations."""
@@ -273,6 +331,8 @@ def measure_start_up(rounds: int = 5) -> Iterator[Row]:
 
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "update": measure_updates,
+    "busy": measure_busy,
+    "graph": measure_graph,
     "latency": measure_latency,
     "evaluation": measure_evaluation,
     "collection": measure_collection,
@@ -298,18 +358,17 @@ def measure_training(name: str, steps: int) -> dict[str, object]:
     agents = make_agents(TABLE_2[name], env.num_agents, (env.obs_dim, env.action_dim))
     training = evaluation = 0.0
 
-    def one_step() -> None:
-        for i, agent in enumerate(agents):
-            agent.update(om2p.Batch(*dataset.sample(i, BATCH, agent.generator)))
+    def batch_of(i: int) -> om2p.Batch:
+        return om2p.Batch(*dataset.sample(i, BATCH, agents[i].generator))
 
     with mock.patch.object(
         om2p, "exact_derivative", jacobian_derivative if "Jacobian" in name else om2p.exact_derivative
     ):
-        memory = training_bytes(agents, om2p.Batch(*dataset.sample(0, BATCH, agents[0].generator)))
-        for done in range(0, steps, 100):
-            count = min(100, steps - done)
-            training += count * seconds(one_step, count)
-            evaluation += seconds(partial(envs.evaluate, agents, env, 10, seed=0))
+        memory = training_bytes(agents, batch_of(0))
+        with data.thread_each(agents, DEVICE) as pool:
+            for done in range(0, steps, 100):
+                training += seconds(partial(together, agents, batch_of, pool, min(100, steps - done)))
+                evaluation += seconds(partial(envs.evaluate, agents, env, 10, seed=0))
     total = training * 10_000 / steps + evaluation * 100 / -(-steps // 100)
     row = {"system": name, "steps": steps, "seconds": training + evaluation, "seconds_per_10000_steps": total}
     return row | {"megabytes": memory / 1e6, "machine": machine()}
@@ -364,7 +423,11 @@ def main() -> None:
     parser.add_argument("--table", choices=["2"], help="the paper's Table 2 instead")
     parser.add_argument("--steps", type=int, default=10_000, help="of Table 2")
     parser.add_argument("--only", nargs="+", help="these parts, or systems of Table 2")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files")
     args = parser.parse_args()
+    global DEVICE, RESULTS
+    DEVICE, RESULTS = data.pick_device(args.device), args.out
     known = TABLE_2 if args.table else PARTS
     if unknown := set(args.only or ()).difference(known):
         parser.error(f"--only {sorted(unknown)[0]}: choose from {', '.join(known)}")
