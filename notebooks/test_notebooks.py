@@ -87,10 +87,8 @@ def solve(notebook: nbformat.NotebookNode, answers: dict[str, str | list[str]]) 
 
 def printed(cell: nbformat.NotebookNode) -> list[str]:
     """The kinds of output of a code cell, those that are pictures by their format."""
-    kinds = []
-    for output in cell.get("outputs", []):
-        kinds += sorted(output.get("data", {})) or [output["output_type"]]
-    return kinds
+    outputs = cell.get("outputs", [])
+    return [kind for output in outputs for kind in sorted(output.get("data", {})) or [output["output_type"]]]
 
 
 def test_all_six_are_there():
