@@ -419,6 +419,7 @@ def machine() -> str:
 
 def main() -> None:
     """Measure, print, write the CSV and the picture."""
+    global DEVICE, RESULTS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", choices=["2"], help="the paper's Table 2 instead")
     parser.add_argument("--steps", type=int, default=10_000, help="of Table 2")
@@ -426,7 +427,6 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files")
     args = parser.parse_args()
-    global DEVICE, RESULTS
     DEVICE, RESULTS = data.pick_device(args.device), args.out
     known = TABLE_2 if args.table else PARTS
     if unknown := set(args.only or ()).difference(known):
