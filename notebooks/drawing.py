@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from IPython.display import HTML, Code
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
@@ -29,12 +28,14 @@ plt.rcParams.update(
 )
 
 
-def source(thing: object) -> Code:
+def source(thing: object) -> object:
     """The source of a function or class, as it stands in om2p.py."""
+    from IPython.display import Code
+
     return Code(inspect.getsource(thing), language="python")
 
 
-def animate(figure: Figure, draw: Callable[[int], object], frames: int, fps: int = 12) -> HTML:
+def animate(figure: Figure, draw: Callable[[int], object], frames: int, fps: int = 12) -> object:
     """A GIF of `draw(0)` to `draw(frames - 1)`, each of which changes the figure."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "animation.gif"
@@ -43,8 +44,10 @@ def animate(figure: Figure, draw: Callable[[int], object], frames: int, fps: int
         return gif(path.read_bytes())
 
 
-def gif(data: bytes) -> HTML:
+def gif(data: bytes) -> object:
     """Show the bytes of a GIF in place, so that the saved notebook needs no other file."""
+    from IPython.display import HTML
+
     return HTML(f'<img src="data:image/gif;base64,{base64.b64encode(data).decode()}"/>')
 
 
