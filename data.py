@@ -159,13 +159,14 @@ class Dataset:
 
 def read_npz(path: str | Path, only: str = ".*") -> dict[str, np.ndarray]:
     """The arrays of a `.npz` whose names match the pattern `only`; nothing is unpickled."""
-    if not Path(path).exists():
-        raise ValueError(f"{path} does not exist")
+    if not zipfile.is_zipfile(path):
+        what = "is no .npz file: empty, cut short or of another format" if Path(path).exists() else "does not exist"
+        raise ValueError(f"{path} {what}")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if re.fullmatch(only, name)}
     except UNREADABLE as error:
-        raise ValueError(f"{path} is no whole .npz file of plain arrays ({first_line(error)}): make it anew") from error
+        raise ValueError(f"{path} is damaged, or holds more than plain arrays: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -449,7 +450,7 @@ def load_folder(
     beside = folder.absolute().parent.parent / "pretrained_adv_model.pt"
     prey, layers = prey or (beside if beside.exists() else None), env.prey
     if env.has_prey and prey is None:
-        print(f"note: the shipped prey plays, not the one that made {folder}: scores do not compare ({beside} is none)")
+        print(f"note: there is no {beside}, so the shipped prey plays, and scores do not compare")
     elif env.has_prey:
         layers = load_prey(prey, env.prey_obs_dim)
     T, rewards = env.episode_steps, arrays["rewards"]
@@ -749,7 +750,7 @@ class ExportedTeam(nn.Module):
 def export_agents(agents: Sequence[Any], sizes: Sequence[int], path: str | Path) -> None:
     """Write a `torch.export` program: obs (B, N, O) and Gaussian noise (B, N, K, A) to actions (B, N, A), for any B."""
     N, O, A = sizes
-    example = (torch.zeros(2, N, O), torch.zeros(2, N, agents[0].config.candidates, A))
+    example = (torch.zeros(2, N, O), torch.zeros(2, N, agents[0].candidates, A))
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(ExportedTeam(agents), example, dynamic_shapes=({0: batch}, {0: batch}))

@@ -414,6 +414,11 @@ class Agent:
         soft_update(self.target_policy, self.policy, c.rho)
         return info | policy_info
 
+    @property
+    def candidates(self) -> int:
+        """How many actions there are to choose from when acting: one if all would be the same, or Q has no say."""
+        return self.config.candidates if self.config.act_noise and self.config.objective != "bc" else 1
+
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Actions (B, A) for observations (B, O): of `candidates` one-step actions, the one with the highest mean Q.
@@ -423,8 +428,7 @@ class Agent:
         """
         B, A = obs.shape[0], self.target_policy.action_dim
         if noise is None:
-            K = self.config.candidates if self.config.act_noise else 1  # without noise all would be the same
-            noise = torch.randn(B, K, A, device=obs.device, generator=generator)
+            noise = torch.randn(B, self.candidates, A, device=obs.device, generator=generator)
         noise = noise.view(B, -1, A) * self.config.act_noise
         rows = obs.repeat_interleave(noise.shape[1], 0)
         actions = self.target_policy.act(rows, noise.flatten(0, 1))

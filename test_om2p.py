@@ -476,6 +476,10 @@ def test_of_several_candidates_the_critics_best_is_taken(device):
     assert torch.allclose(a.act(obs, noise), tried[torch.arange(50), nearest], atol=1e-6)
     drawn = torch.randn(50, 8, 2, generator=generator(1, device), device=device)  # as many as the settings say
     assert torch.equal(a.act(obs, generator=generator(1, device)), a.act(obs, drawn))
+    for alone in ({"objective": "bc"}, {"act_noise": 0.0}):  # no Q to choose by, or nothing to choose among
+        a = agent(device, **alone)
+        drawn = torch.randn(50, 1, 2, generator=generator(1, device), device=device)
+        assert torch.equal(a.act(obs, generator=generator(1, device)), a.act(obs, drawn))
 
 
 ALONE = """
@@ -966,7 +970,7 @@ SPOILED = {  # what each array becomes: something else, a function of what it wa
     "holds data of tag": with_meta(env="tag"),
     "needs a prey policy": {f"prey_{kind}_{k}": None for kind in ("weight", "bias") for k in range(3)},
     "does not fit world": {"prey_weight_1": lambda x: x[:-1]},
-    "no whole .npz": {"actions": np.array([{}], dtype=object)},
+    "more than plain arrays": {"actions": np.array([{}], dtype=object)},
 }
 
 
