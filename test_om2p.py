@@ -1289,7 +1289,7 @@ def test_ctrl_c_ends_a_run_with_all_its_files(signum, whole_run, few, tmp_path, 
 
 def test_a_second_signal_ends_a_run_at_once(few, tmp_path, capsys, monkeypatch):
     both = (signal.SIGINT, signal.SIGTERM)
-    monkeypatch.setattr(Agent, "update", lambda *_: [signal.raise_signal(signum) for signum in both])
+    disturb(monkeypatch, Agent, "update", 5, lambda info: [signal.raise_signal(signum) for signum in both] and info)
     assert om2p.main(tiny(few, tmp_path / "run")) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "om2p.py: interrupted"
 
