@@ -428,6 +428,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files")
     args = parser.parse_args()
     DEVICE, RESULTS = data.pick_device(args.device), args.out
+    RESULTS.mkdir(parents=True, exist_ok=True)
     known = TABLE_2 if args.table else PARTS
     if unknown := set(args.only or ()).difference(known):
         parser.error(f"--only {sorted(unknown)[0]}: choose from {', '.join(known)}")
