@@ -687,7 +687,8 @@ class RunFolder:
         """curve.png: return against training steps, with the return of the data as a line."""
         from matplotlib.figure import Figure
 
-        steps, mean, std = (np.array([row[k] for row in self.history]) for k in ("step", "return", "return_std"))
+        rows = {row["step"]: row for row in self.history}.values()  # of the last step, that with the most episodes
+        steps, mean, std = (np.array([row[k] for row in rows]) for k in ("step", "return", "return_std"))
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xlabel="training steps", ylabel="return of an episode")
         spread = "standard deviation of the episodes"
