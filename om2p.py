@@ -386,13 +386,15 @@ def choose_derivative(config: Config) -> Callable[..., Tensor]:
 class Agent:
     """One agent: its policy and two critics, their targets, optimizers and random stream (Algorithm 1)."""
 
+    policy_kind: type[nn.Module] = MeanFlowPolicy
+
     def __init__(
         self, obs_dim: int, action_dim: int, config: Config, device: str | torch.device = "cpu", index: int = 0
     ) -> None:
         self.config = c = config
         sizes = (obs_dim, action_dim, c.hidden_dim, c.hidden_layers)
         self.generator = torch.Generator(device).manual_seed(1000 * c.seed + index)
-        self.policy = MeanFlowPolicy(*sizes).to(device)
+        self.policy = self.policy_kind(*sizes).to(device)
         self.critics = nn.ModuleList([Critic(*sizes), Critic(*sizes)]).to(device)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)

@@ -350,7 +350,6 @@ def test_settings_come_in_three_layers():
 
 
 def test_every_setting_is_an_option():
-    assert data.parse_options(Config, [])[0] == {}
     flags = ["--xi", "1", "0", "0.5", "0", "--no-normalise-q", "--steps", "7", "--gamma", "0.9", "--env", "tag"]
     given, args = data.parse_options(Config, [*flags, "--preset", "paper"])
     assert given == {"xi": (1, 0, 0.5, 0), "normalise_q": False, "steps": 7, "gamma": 0.9, "env": "tag"}
@@ -563,13 +562,6 @@ def test_starts_are_uniform_in_their_squares():
     for entities, half in ((slice(0, 4), 1.0), (slice(4, 6), 0.9)):
         x = world.position[:, entities].flatten().numpy()
         assert scipy.stats.kstest(x, scipy.stats.uniform(-half, 2 * half).cdf).pvalue > 1e-3
-
-
-def test_a_world_without_its_prey_refuses_to_step():
-    world = envs.ParticleWorld("tag")
-    world.reset(1, generator())
-    with pytest.raises(ValueError, match="prey"):
-        world.step(torch.zeros(1, 3, 2))
 
 
 class RandomAgent:
@@ -832,11 +824,8 @@ def test_training_on_ones_own_environment(own_task, capsys):
 
 def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
     own = ["collect", "--env", "task:make", "--transitions", "50", "--out", "own.npz"]
-    for policy, message in (
-        ("task:wide", "(2, 3)"),
-        ("task:none", "playing task:make failed (TypeError"),
-    ):
-        assert message in refused(capsys, data.main, *own, "--policy", policy)
+    assert "(2, 3)" in refused(capsys, data.main, *own, "--policy", "task:wide")
+    assert "playing task:make failed (TypeError" in refused(capsys, data.main, *own, "--policy", "task:none")
     assert "data.py collect --env task:make" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
     # what cannot be drawn is found out last, when all else is written
     assert data.main([*own[:2], "task:unseen", *own[3:]]) == 0
@@ -904,12 +893,14 @@ def test_same_seed_same_bytes(tmp_path):
     assert a == b and a != c
 
 
-def test_cheetah_data_is_what_it_says():
+def test_cheetah_data_is_what_it_says(tmp_path):
     d = data.collect("halfcheetah", "medium-expert", 2000, progress=False)
     assert d.observations.shape == (2000, 2, 6) and d.actions.shape == (2000, 2, 3) and d.prey is None
     assert torch.equal(d.rewards[:, 0], d.rewards[:, 1]) and not d.terminals.any()
     follows = (d.next_observations[:-1] == d.observations[1:]).flatten(1).all(1)
     assert (~follows).nonzero().flatten().tolist() == [999, 1997]  # the last two are the expert's
+    others = data.load_or_make(write_folder(tmp_path / "medium-expert", d), "halfcheetah")  # as OMAR keeps it
+    assert torch.equal(others.observations, d.observations) and not others.terminals.any()
 
 
 PUBLISHED = {  # mean returns of the public data: random, medium, expert
@@ -1053,13 +1044,6 @@ def test_folders_in_omars_layout(few, tmp_path, capsys, no_gif):
     world.reset(50, generator())
     assert torch.allclose(world.prey_action()[:, 0], network(world.observations()[1][:, 0]), atol=1e-5)
     assert om2p.main(tiny(folder, tmp_path / "run", "cpu", "--steps", 2)) == 0
-
-
-def test_cheetah_folders_in_omars_layout(tmp_path):
-    d = data.collect("halfcheetah", "medium", 1000, progress=False)
-    loaded = data.load_or_make(write_folder(tmp_path / "medium", d), "halfcheetah")
-    assert torch.equal(loaded.observations, d.observations) and not loaded.terminals.any()
-    assert loaded.meta["mean_return"] == pytest.approx(d.meta["mean_return"], rel=1e-4)
 
 
 def test_bad_folders_and_preys_are_refused_in_one_line(few, tmp_path, capsys, monkeypatch):
@@ -1222,7 +1206,6 @@ REFUSED = {
     "tag-expert.npz": ["--data", "tag-expert.npz"],
     "no/expert.npz": ["--data", "no/expert.npz"],
     "--bogus": ["--bogus", "1"],
-    "--steps": ["--steps", "0"],
     "--gamma": ["--gamma", "nan"],
     "--preset": ["--preset", "best"],
     "--times sideways": ["--times", "sideways"],

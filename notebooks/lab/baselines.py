@@ -16,7 +16,6 @@ Shapes: B batch, O observation, A action, K candidates.
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,6 @@ from om2p import (  # noqa: E402
     Agent,
     Batch,
     Config,
-    Critic,
     Info,
     critic_loss,
     descend,
@@ -157,21 +155,7 @@ def diffusion_action(net: TimedNet, obs: Tensor, steps: int, generator: torch.Ge
 class Baseline(Agent):
     """What all share: they are saved and act as OM2P's agents, but have a policy and two losses of their own."""
 
-    policy_kind: type[nn.Module] = DeterministicPolicy
-
-    def __init__(
-        self, obs_dim: int, action_dim: int, config: BaselineConfig, device: str | torch.device = "cpu", index: int = 0
-    ) -> None:
-        self.config = config
-        sizes = (obs_dim, action_dim, config.hidden_dim, config.hidden_layers)
-        self.generator = torch.Generator(device).manual_seed(1000 * config.seed + index)
-        self.policy = self.policy_kind(*sizes).to(device)
-        self.critics = nn.ModuleList([Critic(*sizes), Critic(*sizes)]).to(device)
-        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        adam = {"lr": config.learning_rate, "fused": True}
-        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), **adam)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), **adam)
+    policy_kind = DeterministicPolicy
 
     def update(self, batch: Batch) -> Info:
         """One step of critics, policy and targets."""
