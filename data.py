@@ -135,10 +135,11 @@ class Dataset:
         arrays = read_npz(path)
         meta, count = read_meta(path, arrays, env), sum(name.startswith("prey_weight_") for name in arrays)
         try:
-            prey = [(arrays[f"prey_weight_{k}"], arrays[f"prey_bias_{k}"]) for k in range(count)]
-        except KeyError as error:
-            raise ValueError(f"{path} lacks {error} of its prey") from error
-        return cls.checked(path, arrays, meta, [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in prey] or None)
+            names = [(f"prey_weight_{k}", f"prey_bias_{k}") for k in range(count)]
+            prey = [(torch.from_numpy(arrays[weight]), torch.from_numpy(arrays[bias])) for weight, bias in names]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: its prey is no chain of layers ({first_line(error)})") from error
+        return cls.checked(path, arrays, meta, prey or None)
 
     @classmethod
     def checked(
@@ -307,7 +308,6 @@ def collect(
     parts = {"medium": transitions - expert, "expert": expert}
     if quality == "medium-replay":
         parts = replay_parts(behaviour, transitions)
-    pieces = []
     pieces = []
     with tqdm(total=sum(parts.values()), unit="transition", unit_scale=True, disable=None if progress else True) as bar:
         for k, (name, count) in enumerate(parts.items()):
@@ -511,6 +511,8 @@ def interruptible() -> Iterator[threading.Event]:
 
     def handler(*_: Any) -> None:
         if stop.is_set():
+            for s in previous:
+                signal.signal(s, signal.SIG_IGN)  # the threads end in a moment
             raise KeyboardInterrupt
         stop.set()
 
