@@ -132,7 +132,7 @@ class Dataset:
     @classmethod
     def load(cls, path: str | Path, env: str | None = None) -> Dataset:
         """Read and check a data file; raises ValueError with one line that says what is wrong with it."""
-        arrays = read_npz(path)
+        arrays = read_npz(path, only="|".join((*ARRAYS, "meta", r"prey_(weight|bias)_\d+")))  # others are let alone
         meta, count = read_meta(path, arrays, env), sum(name.startswith("prey_weight_") for name in arrays)
         try:
             names = [(f"prey_weight_{k}", f"prey_bias_{k}") for k in range(count)]
