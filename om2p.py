@@ -253,18 +253,37 @@ def policy_loss(
     """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
 
     bc_noise (B, A) and the times r, t (B, 1) belong to L_bc, q_noise (B, A) becomes a~. Of `config` it takes eta, the
-    derivative, `objective` (an ablation leaves out one of the two terms) and `normalise_q`: dividing Q by its mean
-    absolute value lets eta mean the same at every scale of reward (not in the paper; as in FQL and TD3+BC).
+    derivative, `objective` (an ablation leaves out one of the two terms) and `q_scale`.
     """
     loss, info = torch.zeros((), device=batch.obs.device), {}
     if config.objective != "q":
         loss, info = mean_flow_loss(policy, batch.obs, batch.action, bc_noise, r, t, choose_derivative(config))
     if config.objective != "bc":
-        q = mean_q(critics, batch.obs, policy.act(batch.obs, q_noise))
-        scale = q.detach().abs().mean().clamp_min(1e-6) if config.normalise_q else 1.0
-        loss = loss - config.eta * q.mean() / scale  # Eq. 6
-        info["q"] = q.detach().mean()
+        q_loss, q_info = ascent_loss(critics, batch.obs, policy.act(batch.obs, q_noise), config.q_scale)
+        loss, info = loss + config.eta * q_loss, info | q_info  # Eq. 6
     return loss, info | {"policy_loss": loss.detach()}
+
+
+def ascent_loss(critics: Sequence[nn.Module], obs: Tensor, action: Tensor, scale: str) -> tuple[Tensor, Info]:
+    """A loss whose gradient is that of -E[Q(o, a)] for actions (B, A), over a scale of Q in this batch.
+
+    A scale lets eta mean the same for every size of reward. "value": mean |Q|, as in FQL and TD3+BC. The others leave
+    the size of Q out, which grows as the critics bootstrap: "mean" and "rms" of the length of dQ/da over the batch, or
+    for each "row" its own length.
+    """
+    a = action.detach().requires_grad_()
+    q = mean_q(critics, obs, a)
+    (dq_da,) = torch.autograd.grad(q.sum(), a)
+    length = dq_da.norm(dim=-1, keepdim=True)
+    scales = {
+        "none": torch.ones_like(q),
+        "value": q.detach().abs().mean(),
+        "mean": length.mean(),
+        "rms": length.square().mean().sqrt(),
+        "row": length,
+    }
+    loss = -(dq_da / scales[scale].clamp_min(1e-6) * action).sum(-1).mean()
+    return loss, {"q": q.detach().mean(), "dq_da": length.mean()}
 
 
 # -------------------- settings
@@ -294,7 +313,7 @@ class Config:
         "both", "terms of Eq. 6; bc, q: ablations, Figure 4", choices=("both", "bc", "q"), group="method"
     )
     eta: float = option(1.0, "weight of the Q term, Eq. 6; if left out, by task and data; paper Table 3")
-    normalise_q: bool = option(True, "divide Q by its mean absolute value in Eq. 6; paper: no")
+    q_scale: str = option("value", "of Q in Eq. 6; paper: none", choices=("none", "value", "mean", "rms", "row"))
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
     equal_share: float = option(0.5, "share of rows with r = t among ordered times; not in the paper", high=1)
     xi: tuple[float, ...] = option(UNIFORM, "coefficients of p(t; xi), Eq. 4; paper Table 3")
@@ -345,7 +364,7 @@ PAPER = {
     "times": "coupled",
     "delta_r": 1e-12,
     "derivative_dtype": "float64",
-    "normalise_q": False,
+    "q_scale": "none",
     "candidates": 1,
     "act_noise": 1.0,
 }

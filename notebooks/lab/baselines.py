@@ -34,6 +34,7 @@ from om2p import (  # noqa: E402
     Batch,
     Config,
     Info,
+    ascent_loss,
     critic_loss,
     descend,
     mean_q,
@@ -186,8 +187,8 @@ class BC(Baseline):
 class MAFQL(Baseline):
     """Flow Q-learning: the flow clones, the one-step policy follows its 10-step action and ascends Q.
 
-    Q is divided by its mean absolute value (an option of the authors', here as for OM2P), so that alpha means the same
-    at every scale of reward.
+    Q is divided by a scale as for OM2P (by its mean absolute value in the authors'), so that alpha means the same at
+    every scale of reward.
     """
 
     policy_kind = DistilledPolicy
@@ -208,15 +209,9 @@ class MAFQL(Baseline):
             goal = flow_action(self.policy.flow, batch.obs, noise, self.config.flow_steps)
         action = self.policy(batch.obs, noise)
         distance = (action - goal).square().sum(-1).mean()
-        loss, q = q_term(self.critics, batch.obs, action.clamp(-1, 1))
+        loss, info = ascent_loss(self.critics, batch.obs, action.clamp(-1, 1), self.config.q_scale)
         loss = bc_loss + self.config.alpha * distance + loss
-        return loss, {"bc_loss": bc_loss.detach(), "distance": distance.detach(), "q": q}
-
-
-def q_term(critics: Sequence[nn.Module], obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    """-Q / mean |Q| of actions (B, A), and the mean Q."""
-    q = mean_q(critics, obs, action)
-    return -q.mean() / q.detach().abs().mean().clamp_min(1e-6), q.detach().mean()
+        return loss, info | {"bc_loss": bc_loss.detach(), "distance": distance.detach()}
 
 
 class MASfBC(Baseline):
@@ -302,8 +297,7 @@ class MACQL(Baseline):
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """-Q / mean |Q| of the policy's action."""
-        loss, q = q_term(self.critics[:1], batch.obs, self.policy.act(batch.obs))
-        return loss, {"q": q}
+        return ascent_loss(self.critics[:1], batch.obs, self.policy.act(batch.obs), "value")
 
 
 class OMAR(MACQL):
@@ -315,10 +309,10 @@ class OMAR(MACQL):
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """(1 - w) (-Q / mean |Q|) + w (squared distance from the searched action)."""
         w, action = self.config.search_weight, self.policy.act(batch.obs)
-        loss, q = q_term(self.critics[:1], batch.obs, action)
+        loss, info = ascent_loss(self.critics[:1], batch.obs, action, "value")
         few = max(1, len(action) // 4)  # likewise
         distance = (action[:few] - self.search(batch.obs[:few], action[:few].detach())).square().mean()
-        return (1 - w) * loss + w * distance, {"q": q, "distance": distance.detach()}
+        return (1 - w) * loss + w * distance, info | {"distance": distance.detach()}
 
     @torch.no_grad()
     def search(self, obs: Tensor, action: Tensor, rounds: int = 3, samples: int = 10, scale: float = 2.0) -> Tensor:

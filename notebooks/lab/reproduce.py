@@ -271,6 +271,19 @@ def figure_4() -> list[Run]:
     return runs + grid(other_times, [("om2p-paper", "--steps 1000 --xi 0 0 0 0")])
 
 
+def scales() -> list[Run]:
+    """What Q is divided by, over a training that is long enough to show a drift."""
+    etas = {"tag/expert": 1, "world/medium-replay": 1, "world/expert": 1, "spread/medium-expert": 1}
+    etas |= {"spread/expert": 0.1, "halfcheetah/medium-expert": 0.05}
+    runs, budget = [], "--steps 10000 --eval-every 1000 --eval-episodes"
+    for seed, scale, (cell, eta) in itertools.product(SEEDS[:2], ("value", "mean", "row", "rms"), etas.items()):
+        eta, act_noise = (TABLE[cell][2] if scale == "value" else eta), TABLE[cell][3]
+        episodes = 20 if cell.startswith("halfcheetah") else 100
+        options = f"{budget} {episodes} --q-scale {scale} --eta {eta:g} --act-noise {act_noise:g}"
+        runs.append(Run("om2p", cell, seed, options))
+    return runs
+
+
 def ablations() -> list[Run]:
     """The default with one choice changed at a time; and MA-FQL choosing among candidates as the default does.
 
@@ -383,6 +396,7 @@ GRIDS = {
     "figure2": figure_2,
     "figure3": figure_3,
     "figure4": figure_4,
+    "scales": scales,
     "ablations": ablations,
     "tune": tuning,
 }
@@ -395,6 +409,7 @@ def main() -> None:
     which.add_argument("--table", dest="grid", type="table{}".format, choices=["table1"], metavar="1")
     which.add_argument("--figure", dest="grid", type="figure{}".format, choices=list(GRIDS)[1:4], metavar="2|3|4")
     which.add_argument("--ablations", dest="grid", action="store_const", const="ablations", help="one choice changed")
+    which.add_argument("--scales", dest="grid", action="store_const", const="scales", help="what Q is divided by")
     which.add_argument("--tune", dest="grid", action="store_const", const="tune", help="the search")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")

@@ -40,7 +40,7 @@ CHOICES = {  # the recommended settings with one of them changed: printed, not d
     "OM2P, recommended, coupled times": om2p.Config(**SMALL, times="coupled"),
     "OM2P, recommended, zero derivative": om2p.Config(**SMALL, derivative="zero"),
     "OM2P, recommended, exact derivative": om2p.Config(**SMALL, derivative="exact"),
-    "OM2P, recommended, raw Q": om2p.Config(**SMALL, normalise_q=False),
+    "OM2P, recommended, raw Q": om2p.Config(**SMALL, q_scale="none"),
 }
 
 
