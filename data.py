@@ -773,10 +773,12 @@ def thread_each(agents: Sequence[Any], device: torch.device) -> Iterator[ThreadP
     """Threads in which agents can learn at the same time: on a CPU one for each, on an accelerator one for all.
 
     They share the cores. With a core for each, no sum waits for another core, so that other work does not hold up the
-    training. The CPU's products are tuned for the whole process (`tune_cpu`).
+    training.
     """
-    tune_cpu(device)
     before, workers = torch.get_num_threads(), len(agents) if device.type == "cpu" else 1
+    if device.type == "cpu":
+        # 31 MB, freed at once: glibc then keeps blocks up to this size for the next use
+        torch.empty(31 * 2**18)
     share = max(1, before // workers)
     torch.set_num_threads(share)
     try:
@@ -784,22 +786,6 @@ def thread_each(agents: Sequence[Any], device: torch.device) -> Iterator[ThreadP
             yield pool
     finally:
         torch.set_num_threads(before)
-
-
-def tune_cpu(device: torch.device) -> None:
-    """Two settings of the whole process that make training on a CPU faster and change no result beyond rounding.
-
-    Float32 matrix products may take oneDNN's path if that keeps float32's precision: it doubles their speed on some
-    processors, for twice the rounding error. On processors with bf16 matrix units it would round the factors to 8
-    bits, which drowns the difference of Eq. 5, so there the default stays (and on a GPU TF32 stays off likewise).
-    """
-    if device.type == "cpu":
-        torch.empty(31 * 2**18)  # 31 MB, freed at once: glibc then keeps blocks up to this size for the next use
-        generator = torch.Generator().manual_seed(0)
-        a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
-        torch.set_float32_matmul_precision("medium")
-        if ((a @ b).double() - a.double() @ b.double()).abs().max() > 1e-3:
-            torch.set_float32_matmul_precision("highest")
 
 
 # -------------------- command line

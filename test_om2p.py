@@ -1195,12 +1195,6 @@ def test_om2p_beats_its_data(tmp_path, expert, device, no_gif):
     assert summary["return"] > 0.9 * summary["data_return"]
 
 
-def test_tuned_products_keep_float32_precision():
-    data.tune_cpu(torch.device("cpu"))
-    a, b = normal(256, 512, seed=1), normal(512, 512, seed=2)
-    assert ((a @ b).double() - a.double() @ b.double()).abs().max() < 1e-3
-
-
 REFUSED = {
     "nosuch.npz": ["--data", "nosuch.npz"],
     "tag-expert.npz": ["--data", "tag-expert.npz"],

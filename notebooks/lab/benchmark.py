@@ -12,8 +12,8 @@ Needs `pip install -r notebooks/requirements.txt` too. The parts:
   networks, targets, optimizers, and the most that one agent's update adds to them.
 - busy: a training step alone, beside one and beside two processes that compute without end. The agents in turn, on all
   cores and on one; and as `om2p.train` does it, each in a thread of its own, ten updates at a time.
-- tuning: a training step with and without the two settings that `data.tune_cpu` has or had: memory of up to 31 MB kept
-  for the next use, and oneDNN's path for matrix products. Each in a process of its own, for they hold until its end.
+- tuning: a training step with and without memory of up to 31 MB kept for the next use (as `data.thread_each` does),
+  and oneDNN's path for matrix products. Each in a process of its own, for they hold until its end.
 - graph: on CUDA, a step as it is, and replayed from a recorded CUDA graph.
 - latency: one agent's action, in one step, as the critics' best of eight, in ten steps of a flow, in fifteen of a
   diffusion.
@@ -462,7 +462,6 @@ def main() -> None:
     known = TABLE_2 if args.table else PARTS
     if unknown := set(args.only or ()).difference(known):
         parser.error(f"--only {sorted(unknown)[0]}: choose from {', '.join(known)}")
-    data.tune_cpu(DEVICE)
     print(machine())
     if args.table:
         return table_2(args.only or list(TABLE_2), args.steps)
