@@ -2,6 +2,7 @@
 
     python data.py collect --env world --quality expert --out expert.npz --transitions 1000000
     python data.py convert FOLDER --env tag --out tag-expert.npz      # OMAR's obs_i.npy, acs_i.npy, ...
+    python data.py convert mine.npz --env MODULE:FUNCTION --out task.npz   # the five arrays alone
     python data.py info expert.npz
 
 A data file is one `.npz` without pickles. M transitions of N agents, float32:
@@ -9,8 +10,11 @@ A data file is one `.npz` without pickles. M transitions of N agents, float32:
     observations (M, N, O)   actions (M, N, A) in [-1, 1]   rewards (M, N)
     next_observations (M, N, O)   terminals (M, N), 1 where an episode truly ended (a time limit is no end)
     meta   JSON text: env, quality, seed, noise, episode_steps, mean_return, and the random_return, medium_return and
-           expert_return of this env with the shipped prey; seed and noise are null for data made by others
+           expert_return of this env with the shipped prey; null where nobody knows
     prey_weight_0, prey_bias_0, ...   the fixed prey that the data was made with: an MLP with ReLU, tanh at its end
+
+A file without meta is read too, with the names and the number types of other projects; `--env` says what it is of.
+There the actions of one's own environment are in the units of its box, as its `step` takes them.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ from torch import Tensor, nn
 
 from envs import (
     DIMENSIONS,
+    NO_ENV,
     Env,
     MLPWeights,
     ParticleWorld,
@@ -66,15 +71,25 @@ except ImportError:  # Windows has no such locks
 
 VERSION = "2.0"
 BEHAVIOUR_FILE = Path(__file__).parent / "behaviour.npz"
-QUALITIES = ("medium-replay", "medium", "medium-expert", "expert")
+QUALITIES = ("random", "medium-replay", "medium", "medium-expert", "expert")
+EXPERT_ONE_IN = {"tag": 10, "world": 10, "spread": 10, "halfcheetah": 1000}  # transitions of medium-expert data
 CUSTOM = "custom"  # the quality of data from one's own environment
 TRANSITIONS = 1_000_000
 NOISE = 0.1  # of the policies that play data: standard deviation
 REPLAY = 8  # policies, evenly spaced on the way to medium, that play medium-replay data
 ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminals")
-NUMBER = (int, float)
-META = {"env": str, "quality": str, "episode_steps": int, "mean_return": NUMBER, "random_return": NUMBER}
-META |= {"expert_return": (*NUMBER, type(None))}
+# the arrays' names elsewhere: D4RL's are ours, the first of these are OMAR's; those of agent i end in _i.npy there
+SYNONYMS = {
+    "observations": ("obs", "states"),
+    "actions": ("acs",),
+    "rewards": ("rews",),
+    "next_observations": ("next_obs", "next_states"),
+    "terminals": ("dones",),
+}
+NUMBER = (int, float, type(None))
+META = {"env": str, "quality": str, "episode_steps": NUMBER}
+META |= dict.fromkeys(("mean_return", "random_return", "expert_return"), NUMBER)
+ROUNDING = 1e-5  # by so much an action may leave [-1, 1]
 # what a file that is not what its name says may raise when it is loaded
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, RuntimeError, MemoryError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
@@ -114,12 +129,16 @@ class Dataset:
         """The five arrays by name."""
         return {name: getattr(self, name) for name in ARRAYS}
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """N, O and A."""
+        return (*self.observations.shape[1:], self.actions.shape[2])
+
     def check_fits(self, env: Env) -> None:
         """Raise ValueError unless the data has the agents and sizes of `env`."""
-        _, N, O = self.observations.shape
-        sizes, expected = (N, O, self.actions.shape[2]), (env.num_agents, env.obs_dim, env.action_dim)
-        if sizes != expected:
-            raise ValueError(f"the data has (agents, observations, actions) {sizes}, {env.name} has {expected}")
+        expected = (env.num_agents, env.obs_dim, env.action_dim)
+        if self.sizes != expected:
+            raise ValueError(f"the data has (agents, observations, actions) {self.sizes}, {env.name} has {expected}")
 
     def save(self, path: str | Path) -> None:
         """Write the `.npz`; a file of that name is replaced only by a complete one."""
@@ -132,7 +151,11 @@ class Dataset:
     @classmethod
     def load(cls, path: str | Path, env: str | None = None) -> Dataset:
         """Read and check a data file; raises ValueError with one line that says what is wrong with it."""
-        arrays = read_npz(path, only="|".join((*ARRAYS, "meta", r"prey_(weight|bias)_\d+")))  # others are let alone
+        names = {other: name for name, others in SYNONYMS.items() for other in (name, *others)}
+        arrays = read_npz(path, only="|".join((*names, "meta", r"prey_(weight|bias)_\d+")))  # others are let alone
+        if "meta" not in arrays and env is not None:
+            plain = {names[name]: as_numbers(f"{path}: {name}", x) for name, x in arrays.items() if name in names}
+            return adopt(path, plain, env)
         meta, count = read_meta(path, arrays, env), sum(name.startswith("prey_weight_") for name in arrays)
         try:
             names = [(f"prey_weight_{k}", f"prey_bias_{k}") for k in range(count)]
@@ -177,25 +200,39 @@ def first_line(error: BaseException) -> str:
 
 def read_meta(path: str | Path, arrays: dict[str, np.ndarray], env: str | None) -> dict[str, Any]:
     """What a data file says of itself, checked; ValueError if it is not data of the task `env`."""
-    if missing := [name for name in (*ARRAYS, "meta") if name not in arrays]:
-        raise ValueError(f"{path} has no array {', '.join(missing)}: see the format at the top of data.py")
+    check_complete(path, (*ARRAYS, "meta"), arrays)
     try:
         meta = json.loads(str(arrays["meta"]))
         wrong = [key for key, kind in META.items() if not isinstance(meta[key], kind)]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: meta is no JSON text with {', '.join(META)} ({first_line(error)})") from error
-    if meta["quality"] not in (*QUALITIES, CUSTOM) or meta["expert_return"] == meta["random_return"]:
-        wrong += ["quality", "expert_return"]  # equal returns leave no scale for a score
+    no_scale = meta["expert_return"] is not None and meta["expert_return"] == meta["random_return"]
+    if no_scale or meta["quality"] not in (*QUALITIES, CUSTOM):
+        wrong += ["quality", "expert_return"]
     if wrong:
         raise ValueError(f"{path}: meta: {' or '.join(f'{key} {meta[key]!r}' for key in wrong)} is wrong")
-    if env not in (None, meta["env"]):
+    if env not in (None, NO_ENV, meta["env"]) and {env, meta["env"]} & DIMENSIONS.keys():
         other = f"{env}-{Path(path).name}"
         raise ValueError(f"{path} holds data of {meta['env']}: use --env {meta['env']} or --data {other}")
     return meta
 
 
+def check_complete(path: str | Path, names: Sequence[str], found: dict[str, Any]) -> None:
+    """Raise ValueError if an array is missing."""
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{path} has no array {', '.join(missing)}: see the format at the top of data.py")
+
+
+def as_numbers(name: str, x: np.ndarray) -> np.ndarray:
+    """An array of any number type as float32; ValueError if it has another one."""
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is of type {x.dtype}, which is no real number")
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32, copy=False)
+
+
 def check_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless sizes, dtypes and values are as the format says."""
+    """Raise ValueError unless sizes, dtypes and values are as the format says; clips what rounding adds to actions."""
     obs, actions = arrays["observations"], arrays["actions"]
     if obs.ndim != 3 or actions.ndim != 3 or not len(obs):
         raise ValueError(f"{path}: observations {obs.shape} and actions {actions.shape} are no (M, N, O) and (M, N, A)")
@@ -205,12 +242,20 @@ def check_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
         x = arrays[name]
         if x.shape != shape or x.dtype != np.float32:
             raise ValueError(f"{path}: {name} is {x.dtype} of shape {x.shape}, not float32 of {shape}")
-        if not np.isfinite(x).all():
-            raise ValueError(f"{path}: {name} holds NaN or infinite numbers")
-    if np.abs(actions).max() > 1:
-        raise ValueError(f"{path}: actions reach {np.abs(actions).max():g}; they must lie in [-1, 1]")
-    if not np.isin(arrays["terminals"], (0, 1)).all():
-        raise ValueError(f"{path}: terminals must be 0 or 1")
+        refuse(path, name, x, ~np.isfinite(x), "is NaN or infinite")
+    if (largest := np.abs(actions).max()) > 1:
+        refuse(path, "actions", actions, np.abs(actions) > 1 + ROUNDING, "is not in [-1, 1]")
+        print(f"note: {path}: actions reach {largest:.9g}; what rounding added is clipped")
+        np.clip(actions, -1, 1, out=actions)
+    terminals = arrays["terminals"]
+    refuse(path, "terminals", terminals, (terminals != 0) & (terminals != 1), "is neither 0 nor 1")
+
+
+def refuse(path: str | Path, name: str, x: np.ndarray, bad: np.ndarray, why: str) -> None:
+    """Raise a ValueError that names the first number of an array (M, N, ...) that is `bad`, if there is one."""
+    if bad.any():
+        first = tuple(np.unravel_index(bad.argmax(), bad.shape))
+        raise ValueError(f"{path}: {name}: {x[first]:.9g} in row {first[0]}, agent {first[1]}, {why}")
 
 
 # -------------------- making data
@@ -287,40 +332,56 @@ def play(
 
 def collect(
     env_name: str,
-    quality: str,
+    quality: str = CUSTOM,
     transitions: int = TRANSITIONS,
     seed: int = 0,
     noise: float = NOISE,
+    policy: str | None = None,
     progress: bool = True,
 ) -> Dataset:
-    """Make a data set with the shipped policies; `noise` is the standard deviation of their exploration.
+    """Make a data set; `noise` is the standard deviation of the exploration of the policies that play.
 
-    `medium-expert` is 90% medium and 10% expert (99.9% and 0.1% for HalfCheetah). `medium-replay` is what a training
-    run sees until it is medium: as long as that (at most `transitions`), played by random actions for as long as it
-    began with, then by policies on its way. The run itself, repeated, would go another way on every processor.
+    On the four tasks those are the shipped ones. `medium-expert` is 90% medium and 10% expert (99.9% and 0.1% for
+    HalfCheetah). `medium-replay` is what a training run sees until it is medium: as long as that (at most
+    `transitions`), played by random actions for as long as it began with, then by policies on its way. The run itself,
+    repeated, would go another way on every processor.
+    One's own environment, of which the quality is `custom`, is played by `policy`, a `MODULE:FUNCTION` that maps the
+    observations of all agents (N, O) to their actions (N, A) in [-1, 1], as NumPy arrays; else by random actions.
     """
     from tqdm import tqdm
 
-    behaviour = Behaviour(env_name)
-    env = behaviour.env
-    one_in = 1000 if env_name == "halfcheetah" else 10
-    expert = {"expert": transitions, "medium-expert": transitions // one_in}.get(quality, 0)
-    parts = {"medium": transitions - expert, "expert": expert}
-    if quality == "medium-replay":
+    behaviour = None if quality == CUSTOM else Behaviour(env_name)
+    env = behaviour.env if behaviour else make_env(env_name)
+    parts = {(policy or "random") if quality == CUSTOM else quality: transitions}
+    if quality == "medium-expert":
+        expert = transitions // EXPERT_ONE_IN[env_name]
+        parts = {"medium": transitions - expert, "expert": expert}
+    elif quality == "medium-replay":
         parts = replay_parts(behaviour, transitions)
+    if progress:
+        say_size(env, sum(parts.values()))
     pieces = []
     with tqdm(total=sum(parts.values()), unit="transition", unit_scale=True, disable=None if progress else True) as bar:
         for k, (name, count) in enumerate(parts.items()):
             if count:
                 generator, act = torch.Generator().manual_seed(seed + k), random_actions(env, seed + k)
                 if name != "random":
-                    act = functools.partial(behaviour.policy(name), noise=noise, generator=generator)
+                    act = behaviour.policy(name) if behaviour else own_policy(name, env)
+                    act = functools.partial(act, noise=noise, generator=generator)
                 pieces.append(play(act, env, count, generator, bar))
-    returns = torch.cat([returns for _, returns, _ in pieces])
-    meta = {"env": env_name, "quality": quality, "seed": seed, "noise": noise}
-    meta |= {"episode_steps": env.episode_steps, "mean_return": returns.mean().item()}
-    meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
-    return Dataset(*(torch.cat(x) for x in zip(*(arrays for arrays, _, _ in pieces))), meta, env.prey)
+    arrays, returns, lengths = zip(*pieces)
+    meta = {"env": env_name, "quality": quality, "seed": seed, "noise": None if set(parts) == {"random"} else noise}
+    meta |= {"episode_steps": env.episode_steps or max(lengths), "mean_return": torch.cat(returns).mean().item()}
+    meta |= {f"{name}_return": None for name in ("random", "expert")}
+    if behaviour:
+        meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
+    return Dataset(*(torch.cat(x) for x in zip(*arrays)), meta, env.prey)
+
+
+def say_size(env: Env, transitions: int) -> None:
+    """Print how much memory so many transitions take, before they do."""
+    numbers = transitions * env.num_agents * (2 * env.obs_dim + env.action_dim + 2)
+    print(f"{transitions:,} transitions: {4e-9 * numbers:.2f} GB, twice that in memory while it is made", flush=True)
 
 
 def replay_parts(behaviour: Behaviour, transitions: int) -> dict[str, int]:
@@ -331,48 +392,32 @@ def replay_parts(behaviour: Behaviour, transitions: int) -> dict[str, int]:
     return {name: end - begin for name, begin, end in zip(names, [0, *ends], ends)}
 
 
-def collect_own(
-    env_name: str,
-    transitions: int = TRANSITIONS,
-    seed: int = 0,
-    noise: float = NOISE,
-    policy: str | None = None,
-    progress: bool = True,
-) -> Dataset:
-    """Data of anyone's PettingZoo parallel environment `MODULE:FUNCTION`, whole episodes in order.
+def own_policy(policy: str, env: Env) -> Callable[..., Tensor]:
+    """Actions (1, N, A) for observations (1, N, O) from a function of one step's arrays, with noise."""
+    function, shape = import_function(policy), (env.num_agents, env.action_dim)
 
-    They are played by `policy`, a `MODULE:FUNCTION` that maps the observations of all agents (N, O) to their actions
-    (N, A) in [-1, 1], as NumPy arrays, with Gaussian `noise` on top; without it by uniformly random actions.
-    """
-    from tqdm import tqdm
-
-    env, generator = make_env(env_name), torch.Generator().manual_seed(seed)
-    act, expert = random_actions(env, seed), None
-    if policy is not None:
-        act = own_policy(policy, env, noise, generator)
-    options = {"unit": "transition", "unit_scale": True, "disable": None if progress else True}
-    with tqdm(total=transitions, **options) as bar, user_code(f"playing {env_name}"):
-        arrays, returns, longest = play(act, env, transitions, generator, bar)
-        random = mean_return(random_actions(env), env)
-        if policy is not None:
-            expert = mean_return(own_policy(policy, env, 0.0, generator), env)
-    meta = {"env": env_name, "quality": CUSTOM, "seed": seed, "noise": None if policy is None else noise}
-    meta |= {"episode_steps": longest, "mean_return": returns.mean().item(), "random_return": random}
-    meta |= {"expert_return": expert if expert != random else None}  # else there is no scale
-    return Dataset(*arrays, meta)
-
-
-def own_policy(policy: str, env: Env, noise: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """Actions (B, N, A) for observations (B, N, O) from a function of one episode's arrays, with noise."""
-    function = import_function(policy)
-
-    def act(obs: Tensor) -> Tensor:
-        action = torch.stack([torch.as_tensor(function(x), dtype=torch.float32) for x in obs.numpy()])
-        if action.shape[1:] != (env.num_agents, env.action_dim):
-            raise ValueError(f"{policy} gives {tuple(action.shape[1:])}, expected {(env.num_agents, env.action_dim)}")
-        return (action + noise * torch.empty_like(action).normal_(generator=generator)).clamp(-1, 1)
+    def act(obs: Tensor, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        with user_code(f"playing {policy}"):
+            action = torch.as_tensor(function(obs[0].numpy()), dtype=torch.float32)
+        if action.shape != shape or not action.isfinite().all():
+            raise ValueError(f"{policy} gives {tuple(action.shape)}, expected {shape} of finite numbers")
+        return (action + noise * torch.empty_like(action).normal_(generator=generator)).clamp(-1, 1)[None]
 
     return act
+
+
+def write(dataset: Dataset, path: Path, policy: str | None = None) -> None:
+    """Save data; of one's own environment once more, with the returns of random actions and of `policy`."""
+    dataset.save(path)
+    meta = dataset.meta
+    if ":" not in meta["env"]:
+        return
+    env = make_env(meta["env"])
+    meta["random_return"] = mean_return(random_actions(env), env)
+    if policy:
+        expert = mean_return(own_policy(policy, env), env)
+        meta["expert_return"] = expert if expert != meta["random_return"] else None  # else there is no scale
+    dataset.save(path)
 
 
 def make(
@@ -389,17 +434,14 @@ def make(
     player = (policy or "uniformly random actions") if quality == CUSTOM else "the shipped policies"
     what = f"{quality} data of {env_name}, played by {player}"
     print(f"making {path}: {what} (use your own with --data FILE)", flush=True)
-    if quality == CUSTOM:
-        dataset = collect_own(env_name, transitions, seed, noise, policy)
-    else:
-        dataset = collect(env_name, quality, transitions, seed, noise)
-    dataset.save(path)
+    dataset = collect(env_name, quality, transitions, seed, noise, policy)
+    write(dataset, path, policy)
     return dataset
 
 
 def check_npz(path: Path) -> None:
     """Raise ValueError unless a `.npz` can be written there."""
-    if path.suffix != ".npz" or not path.parent.is_dir():
+    if path.suffix != ".npz" or not path.parent.is_dir() or path.is_dir():
         raise ValueError(f"{path}: a data file is named .npz, and lies in a folder that exists")
 
 
@@ -411,6 +453,8 @@ def load_or_make(path: str | Path, env_name: str) -> Dataset:
         return load_folder(path, env_name)
     if path.exists():
         return Dataset.load(path, env_name)
+    if env_name == NO_ENV:
+        raise ValueError(f"{path} does not exist")
     if env_name not in DIMENSIONS:
         raise ValueError(f"{path} does not exist: make it with python data.py collect --env {env_name} --out {path}")
     names = {f"{prefix}{quality}.npz": quality for quality in QUALITIES for prefix in ("", f"{env_name}-")}
@@ -420,14 +464,6 @@ def load_or_make(path: str | Path, env_name: str) -> Dataset:
 
 
 # -------------------- data made by others
-
-FOLDER = {  # files of agent i, in OMAR's layout
-    "observations": "obs_{}.npy",
-    "actions": "acs_{}.npy",
-    "rewards": "rews_{}.npy",
-    "next_observations": "next_obs_{}.npy",
-    "terminals": "dones_{}.npy",
-}
 
 
 def load_folder(
@@ -439,45 +475,99 @@ def load_folder(
     the prey are not needed. Quality and prey (the checkpoint {env}/pretrained_adv_model.pt) are those of the folder's
     place if they are not given; without a checkpoint the shipped prey plays, and a line says so.
     """
+    folder = Path(folder)
+    if inner := sorted(folder.glob("seed_*_data")):
+        raise ValueError(f"{folder} holds several folders of data: name one of {', '.join(x.name for x in inner)}")
+    if env_name == "halfcheetah":
+        print("note: public HalfCheetah data is of MuJoCo 2.0; CFCQL's authors report a large drop under later ones")
+    return adopt(folder, read_folder(folder, env_name), env_name, quality, prey)
+
+
+def read_folder(folder: Path, env_name: str) -> dict[str, np.ndarray]:
+    """The team's arrays, as in a data file."""
+    team, arrays = DIMENSIONS.get(env_name, (None,))[0], {}
+    for name, others in SYNONYMS.items():
+        files = ((i, folder / f"{other}_{i}.npy") for i in range(team or 1000) for other in others)
+        paths = {i: path for i, path in files if path.exists()}
+        count = team or max(paths, default=0) + 1
+        for i in range(count):
+            if i not in paths:
+                raise ValueError(f"{folder} has no {others[0]}_{i}.npy: see `load_folder` in data.py")
+            path = paths[i]
+            try:
+                source = np.load(path, mmap_mode="r", allow_pickle=False)
+                source = source.reshape(len(source), -1) if name not in ("rewards", "terminals") else source.reshape(-1)
+                if i == 0:
+                    arrays[name] = np.zeros((len(source), count, *source.shape[1:]), np.float32)
+                arrays[name][:, i] = as_numbers(path, source)
+            except UNREADABLE as error:
+                raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    return arrays
+
+
+def adopt(
+    path: str | Path,
+    arrays: dict[str, np.ndarray],
+    env_name: str,
+    quality: str | None = None,
+    prey: str | Path | None = None,
+) -> Dataset:
+    """Data that says nothing of itself: what it is of is said by `--env` and, for the four tasks, by its path.
+
+    Those never end truly: a set `done` is a time limit there, and dropped.
+    """
+    check_complete(path, ARRAYS, arrays)
+    meta = {"env": env_name, "quality": quality or CUSTOM, "seed": None, "noise": None, "episode_steps": None}
+    meta |= dict.fromkeys(("mean_return", "random_return", "expert_return"))
     if env_name not in DIMENSIONS:
-        raise ValueError(f"{folder} is a folder: data of {env_name} is a .npz file")
-    folder, behaviour = Path(folder), Behaviour(env_name)
-    env, arrays = behaviour.env, read_folder(folder, behaviour.env)
-    named = (part.replace("_", "-") for part in reversed(folder.absolute().parts))
+        if env_name != NO_ENV:
+            arrays["actions"] = make_env(env_name).from_box(arrays["actions"])
+        return Dataset.checked(path, arrays, meta, None)
+    behaviour, where = Behaviour(env_name), Path(path).absolute()
+    parts = reversed(where.with_suffix("").parts)
+    named = (part.replace("_", "-").removeprefix(f"{env_name}-") for part in parts)
     quality = quality or next((part for part in named if part in QUALITIES), None)
     if quality is None:
-        raise ValueError(f"{folder}: its path names no quality: python data.py convert {folder} --quality ...")
-    beside = folder.absolute().parent.parent / "pretrained_adv_model.pt"
-    prey, layers = prey or (beside if beside.exists() else None), env.prey
-    if env.has_prey and prey is None:
+        raise ValueError(f"{path}: its path names no quality: python data.py convert {path} --quality ...")
+    print(f"{path}: taken for {quality} data of {env_name}")
+    beside, layers = where.parent.parent / "pretrained_adv_model.pt", behaviour.env.prey
+    prey = prey or (beside if beside.exists() else None)
+    if behaviour.env.has_prey and prey is None:
         print(f"note: there is no {beside}, so the shipped prey plays, and scores do not compare")
-    elif env.has_prey:
-        layers = load_prey(prey, env.prey_obs_dim)
-    T, rewards = env.episode_steps, arrays["rewards"]
-    meta = {"env": env_name, "quality": quality, "seed": None, "noise": None, "episode_steps": T}
+    elif behaviour.env.has_prey:
+        layers = load_prey(prey, behaviour.env.prey_obs_dim)
+    T, rewards = behaviour.env.episode_steps, arrays["rewards"]
+    arrays["terminals"] = np.zeros_like(arrays["terminals"])
+    meta |= {"quality": quality, "episode_steps": T}
     meta |= {"mean_return": T * float(rewards.mean(dtype=np.float64)) if rewards.size else 0.0}
     meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
-    return Dataset.checked(folder, arrays, meta, layers)
+    return Dataset.checked(path, arrays, meta, layers)
 
 
-def read_folder(folder: Path, env: Env) -> dict[str, np.ndarray]:
-    """The team's arrays, as in a data file. A particle world never ends: a set `done` is a time limit, and dropped."""
-    widths, arrays = {"observations": env.obs_dim, "next_observations": env.obs_dim, "actions": env.action_dim}, {}
-    for name, i in itertools.product(ARRAYS, range(env.num_agents)):
-        path = folder / FOLDER[name].format(i)
-        try:
-            source = np.load(path, mmap_mode="r", allow_pickle=False)
-            source = source.reshape((len(source), widths[name]) if name in widths else (len(source),))
-            target = arrays.setdefault(name, np.zeros((len(source), env.num_agents, *source.shape[1:]), np.float32))
-            if name != "terminals":
-                target[:, i] = source
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder} has no {path.name}: a folder of data holds {', '.join(FOLDER.values())}"
-            ) from error
-        except UNREADABLE as error:
-            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-    return arrays
+def mixed(parts: Sequence[Dataset]) -> Dataset:
+    """Medium-expert data from medium and from expert data, in the paper's proportions (see `collect`)."""
+    by_quality = {part.meta["quality"]: part for part in parts}
+    if by_quality.keys() != {"medium", "expert"}:
+        found = ", ".join(part.meta["quality"] for part in parts)
+        raise ValueError(f"medium and expert data can be mixed, not {found}")
+    medium, expert = by_quality["medium"], by_quality["expert"]
+    one_in = EXPERT_ONE_IN[medium.meta["env"]]
+    many = min(len(medium), (one_in - 1) * len(expert))
+    few = many // (one_in - 1)
+    arrays = [torch.cat([a[:many], b[:few]]) for a, b in zip(medium.arrays().values(), expert.arrays().values())]
+    returns = (part.meta["mean_return"] for part in (medium, expert))
+    mean = float(np.average(list(returns), weights=[many, few]))
+    return Dataset(*arrays, medium.meta | {"quality": "medium-expert", "mean_return": mean}, medium.prey)
+
+
+def convert(
+    sources: Sequence[Path], env_name: str, out: Path, quality: str | None = None, prey: Path | None = None
+) -> Dataset:
+    """Write a data file from a folder in OMAR's layout, from a `.npz`, or from two of medium and of expert data."""
+    parts = [load_folder(x, env_name, quality, prey) if x.is_dir() else Dataset.load(x, env_name) for x in sources]
+    dataset = parts[0] if len(parts) == 1 else mixed(parts)
+    write(dataset, out)
+    return dataset
 
 
 def load_prey(path: str | Path, obs_dim: int) -> list[tuple[Tensor, Tensor]]:
@@ -592,9 +682,9 @@ class RunFolder:
 
     def __init__(self, config: Any, dataset: Dataset, agents: Sequence[Any], stop: threading.Event) -> None:
         self.path, self.config, self.agents, self.stop = Path(config.out), asdict(config), agents, stop
-        sizes = [*dataset.observations.shape[1:], dataset.actions.shape[2]]
         device = dataset.observations.device.type
-        self.data = {"sizes": sizes, "meta": dataset.meta, "prey": dataset.prey, "device": device}
+        meta = json.loads(json.dumps(dataset.meta, default=lambda number: number.item()))  # NumPy's numbers
+        self.data = {"sizes": list(dataset.sizes), "meta": meta, "prey": dataset.prey, "device": device}
         self.step = self.saved_step = self.count = 0
         self.seconds, self._tick = 0.0, time.perf_counter()
         self.history: list[dict[str, float]] = []  # the rows of metrics.csv
@@ -627,10 +717,7 @@ class RunFolder:
     def record(self, score: Callable[[], Tensor]) -> dict[str, str]:
         """Add a row to metrics.csv for the returns that `score` evaluates; returns what a progress bar shows."""
         losses = self.finite_losses()
-        with user_code(f"evaluating after step {self.step}"):
-            returns = score()
-        row = {"step": self.step, "episodes": len(returns), "return": returns.mean().item()}
-        row |= {"return_std": returns.std(correction=0).item()} | losses | {"training_seconds": self.seconds}
+        row = {"step": self.step} | figures(score()) | losses | {"training_seconds": self.seconds}
         self.history.append(row)
         self.losses, self.count = {}, 0
         self.write_table()
@@ -678,11 +765,12 @@ class RunFolder:
         These returns also become the last row of metrics.csv.
         """
         self.record(score)
-        summary = report(self.history[-1], self.data["meta"])
+        summary = report(self.history[-1], self.data["meta"]) if "return" in self.history[-1] else {}
         milliseconds = 1000 * self.seconds / self.step
         training = f"{self.step} steps, {self.seconds:.1f} s, {milliseconds:.1f} ms per step"
         print(f"{'training':>20}  {training}\n{'left in':>20}  {self.path}/")
-        self.draw()
+        if summary:
+            self.draw()
         return summary | {"steps": self.step, "training_seconds": self.seconds, "ms_per_step": milliseconds}
 
     def draw(self) -> None:
@@ -690,30 +778,45 @@ class RunFolder:
         from matplotlib.figure import Figure
 
         rows = {row["step"]: row for row in self.history}.values()  # of the last step, that with the most episodes
-        steps, mean, std = (np.array([row[k] for row in rows]) for k in ("step", "return", "return_std"))
+        steps, returns, std = (np.array([row[k] for row in rows]) for k in ("step", "return", "return_std"))
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xlabel="training steps", ylabel="return of an episode")
         spread = "standard deviation of the episodes"
-        axes.fill_between(steps, mean - std, mean + std, alpha=0.2, color="#0072b2", lw=0, label=spread)
-        axes.plot(steps, mean, color="#0072b2", label="policy")
-        axes.axhline(self.data["meta"]["mean_return"], color="#d55e00", ls="--", label="data")
+        axes.fill_between(steps, returns - std, returns + std, alpha=0.2, color="#0072b2", lw=0, label=spread)
+        axes.plot(steps, returns, color="#0072b2", label="policy")
+        if (mean := self.data["meta"]["mean_return"]) is not None:
+            axes.axhline(mean, color="#d55e00", ls="--", label="data")
         axes.set_title("{env}, {quality} data".format(**self.data["meta"]))
         axes.legend(frameon=False, loc="lower right")
         with whole_file(self.path / "curve.png") as part:
             figure.savefig(part, dpi=120)
 
 
+def figures(returns: Tensor) -> dict[str, float]:
+    """Number, mean and standard deviation of returns; only their number, 0, where there is no environment."""
+    if not len(returns):
+        return {"episodes": 0}
+    return {
+        "episodes": len(returns),
+        "return": returns.mean().item(),
+        "return_std": returns.std(correction=0).item(),
+    }
+
+
+def shown(number: float | None) -> str:
+    """A figure with one decimal, or that nobody knows it."""
+    return "not known" if number is None else f"{number:.1f}"
+
+
 def report(row: dict[str, float], meta: dict[str, Any]) -> dict[str, Any]:
     """Print what an evaluation (a row of metrics.csv) says beside the data's returns, and return the figures."""
     low, high, mean, std = meta["random_return"], meta["expert_return"], row["return"], row["return_std"]
-    score = None if high is None else 100 * (mean - low) / (high - low)
+    score = None if None in (low, high) else 100 * (mean - low) / (high - low)
     lines = {
         "return": f"{mean:.1f} +- {std:.1f} (mean and standard deviation of {row['episodes']} episodes)",
-        "normalised score": f"none: the return of an expert is not known (random actions get {low:.1f})",
-        "return of the data": f"{meta['mean_return']:.1f}",
+        "normalised score": f"{shown(score)} (random {shown(low)} is 0, expert {shown(high)} is 100)",
+        "return of the data": shown(meta["mean_return"]),
     }
-    if score is not None:
-        lines["normalised score"] = f"{score:.1f} (random {low:.1f} is 0, expert {high:.1f} is 100)"
     print("\n".join(f"{name:>20}  {text}" for name, text in lines.items()))
     return {"return": mean, "return_std": std, "normalised_score": score, "data_return": meta["mean_return"]}
 
@@ -721,21 +824,20 @@ def report(row: dict[str, float], meta: dict[str, Any]) -> dict[str, Any]:
 def score(
     agents: Sequence[Any], state: dict[str, Any], episodes: int, gif: str | None = None, export: str | None = None
 ) -> None:
-    """Score agents and checkpoint of a run over fresh episodes; draw and export the policies where asked."""
+    """Export the agents of a run's checkpoint where asked, score them over fresh episodes, draw them where asked."""
     if export and not export.endswith(".pt2"):
         raise ValueError(f"--export {export}: the name of an exported program ends in .pt2")
     if episodes < 1:
         raise ValueError(f"--episodes {episodes}: must be at least 1")
-    config = state["config"]
-    env = make_env(config["env"], state["prey"])
-    with user_code(f"evaluating {config['out']}"):
-        returns = evaluate(agents, env, episodes, config["seed"] + 2)
-    row = {"return": returns.mean().item(), "return_std": returns.std(correction=0).item(), "episodes": episodes}
-    report(row, state["meta"])
-    if gif:
-        save_gif(agents, env, gif, config["seed"] + 2)
     if export:
         export_agents(agents, state["sizes"], export)
+    config = agents[0].config
+    env = make_env(config.env, state["prey"])
+    if env is None:
+        return print(f"{config.env}: without an environment there is no score")
+    report(figures(evaluate(agents, env, episodes, config.seed + 2)), state["meta"])
+    if gif:
+        save_gif(agents, env, gif, config.seed + 2)
 
 
 class ExportedTeam(nn.Module):
@@ -777,7 +879,7 @@ def thread_each(agents: Sequence[Any], device: torch.device) -> Iterator[ThreadP
     """
     before, workers = torch.get_num_threads(), len(agents) if device.type == "cpu" else 1
     if device.type == "cpu":
-        # 31 MB, freed at once: glibc then keeps blocks up to this size for the next use
+        # 31 MB, freed at once: glibc then keeps blocks up to this size, and a step is 8 to 11% faster on one core
         torch.empty(31 * 2**18)
     share = max(1, before // workers)
     torch.set_num_threads(share)
@@ -826,8 +928,9 @@ def parse_options(kind: type, argv: Sequence[str] | None) -> tuple[dict[str, Any
     args = parser.parse_args(argv)
     given = {f.name: getattr(args, f.name) for f in fields(kind) if f.name in args}
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    if args.resume and (extra := given.keys() - {"steps"}):
-        parser.error(f"--resume takes all but --steps from the folder: leave out --{min(extra).replace('_', '-')}")
+    for option, own in (("resume", {"steps"}), ("evaluate", {"seed", "candidates", "act_noise"})):
+        if getattr(args, option) and (extra := given.keys() - own):
+            parser.error(f"--{option} takes this from the folder: leave out --{min(extra).replace('_', '-')}")
     if (args.gif or args.export) and not args.evaluate:
         parser.error("--gif and --export need --evaluate FOLDER; a training draws its own rollout.gif")
     return given, args
@@ -854,11 +957,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--transitions", type=int, default=TRANSITIONS, help="[1,000,000]; medium-replay has less")
     add("--seed", type=int, default=0)
     add("--noise", type=float, default=NOISE, help="exploration noise, standard deviation [0.1]")
-    add = commands.add_parser(
-        "convert", help="turn a folder of .npy files in OMAR's layout into a data file"
-    ).add_argument
-    add("folder", type=Path)
-    add("--env", choices=sorted(DIMENSIONS), required=True)
+    text = "turn a folder of .npy files in OMAR's layout, or a .npz of the five arrays alone, into a data file"
+    add = commands.add_parser("convert", help=text).add_argument
+    add("source", type=Path, nargs="+", help="two folders, of medium and of expert data, become medium-expert")
+    add("--env", required=True, help=f"{', '.join(DIMENSIONS)}, MODULE:FUNCTION, or {NO_ENV}")
     add("--out", type=Path, required=True)
     add("--quality", choices=sorted(QUALITIES), help="[as the folder's path says]")
     add("--prey", type=Path, help="[pretrained_adv_model.pt two folders up, else the shipped prey]")
@@ -876,10 +978,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             out = args.out or Path(f"{quality}.npz")
             dataset = make(args.env, quality, out, args.transitions, args.seed, args.noise, args.policy)
         else:
+            check_name(args.env)
             check_npz(args.out)
-            dataset = load_folder(args.folder, args.env, args.quality, args.prey)
-            dataset.save(args.out)
-        print(f"wrote {len(dataset):,} transitions with a mean return of {dataset.meta['mean_return']:.1f}")
+            dataset = convert(args.source, args.env, args.out, args.quality, args.prey)
+        print(f"wrote {len(dataset):,} transitions with a mean return of {shown(dataset.meta['mean_return'])}")
     except (ValueError, OSError, MemoryError) as error:
         print(f"data.py: {error}", file=sys.stderr)
         return 2

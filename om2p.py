@@ -31,6 +31,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -304,7 +305,7 @@ class Config:
 
     env: str = option(
         "world",
-        "world, tag, spread, halfcheetah (section 5.1), or MODULE:FUNCTION that makes a PettingZoo environment",
+        "world, tag, spread, halfcheetah (section 5.1), MODULE:FUNCTION that makes a PettingZoo environment, or none",
         group="task and data",
     )
     data: str = option("expert.npz", "file or folder; a missing file is made, of the quality that its name ends in")
@@ -424,6 +425,8 @@ class Agent:
     def update(self, batch: Batch) -> Info:
         """One step of critics (Eq. 7), policy (Eq. 6) and targets; returns the losses as tensors, not read yet."""
         c, (B, A) = self.config, batch.action.shape
+        if not batch.reward.shape == batch.terminal.shape == (B, 1):  # (B,) would broadcast to (B, B)
+            raise ValueError(f"rewards {[*batch.reward.shape]} or terminals {[*batch.terminal.shape]} are not [{B}, 1]")
         bc_noise, q_noise, next_noise = torch.randn(3, B, A, generator=self.generator, device=batch.action.device)
         r, t = sample_interval(c.xi, B, c.times, c.equal_share, self.generator)
 
@@ -506,9 +509,11 @@ def train(
     device = pick_device(config.device)
     dataset = (dataset or load_or_make(config.data, config.env)).to(device)
     env = make_env(config.env, dataset.prey, device)
-    dataset.check_fits(env)
+    if env is not None:
+        dataset.check_fits(env)
+    N, O, A = dataset.sizes
     torch.manual_seed(config.seed)  # before the networks are built
-    agents = [make_agent(env.obs_dim, env.action_dim, config, device, index=i) for i in range(env.num_agents)]
+    agents = [make_agent(O, A, config, device, index=i) for i in range(N)]
 
     def learn(i: int, updates: int) -> list[Info]:
         """Algorithm 1, lines 3 to 7, for agent i: sample, then critics, policy and targets."""
@@ -538,14 +543,14 @@ def train(
     return agents, summary
 
 
-def load_agents(folder: str) -> tuple[list[Agent], dict[str, Any]]:
-    """The trained agents of a run folder, on the CPU, and its checkpoint."""
+def load_agents(folder: str, **changes: Any) -> tuple[list[Agent], dict[str, Any]]:
+    """The trained agents of a run folder, on the CPU and with `changes` of settings, and its checkpoint."""
     from data import load_checkpoint
 
     state = load_checkpoint(folder)
     if other := set(state["config"]) ^ {f.name for f in fields(Config)}:
         raise ValueError(f"{folder} was trained by another program or version: its settings differ in {min(other)}")
-    config, (N, O, A) = Config(**state["config"]), state["sizes"]
+    config, (N, O, A) = Config(**state["config"] | changes), state["sizes"]
     agents = [Agent(O, A, config, index=i) for i in range(N)]
     for agent, saved in zip(agents, state["agents"]):
         agent.load_state_dict(saved | {"generator": agent.generator.get_state()})  # the saved one may be of a GPU
@@ -562,7 +567,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, args = parse_options(Config, argv)
     try:
         if args.evaluate:
-            score(*load_agents(args.evaluate), args.episodes, args.gif, args.export)
+            score(*load_agents(args.evaluate, **given), args.episodes, args.gif, args.export)
             return 0
         if args.resume:
             agents, _ = load_agents(args.resume)
@@ -574,7 +579,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             dataset = load_or_make(config.data, config.env)
             quality = dataset.meta["quality"]
             out = free_folder(f"{config.env}-{quality}-seed{config.seed}")
-            config = Config.of(config.env, quality, args.preset, **{"out": out} | given)
+            place = {"data": str(Path(config.data).absolute())}  # so that resuming elsewhere finds it
+            config = Config.of(config.env, quality, args.preset, **{"out": out} | given | place)
         summary = train(config, dataset, resume=bool(args.resume))[1]
     except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
         print(f"om2p.py: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -364,6 +365,13 @@ def agent(device: str = "cpu", **options) -> Agent:
     return Agent(5, 2, Config(**({"hidden_dim": 32, "hidden_layers": 2} | options)), device)
 
 
+def test_rewards_without_a_column_are_refused(device):
+    batch = random_batch(device)
+    for changed in (batch._replace(reward=batch.reward[:, 0]), batch._replace(terminal=batch.terminal[:, 0])):
+        with pytest.raises(ValueError, match="[64, 1]"):
+            agent(device).update(changed)
+
+
 def test_twins_start_differently_and_targets_equal():
     a = agent()
     assert not torch.equal(weights(a.critics[0]), weights(a.critics[1]))
@@ -705,35 +713,37 @@ class Task(ParallelEnv):
     def render(self):
         return np.full((20, 20, 3), 20 * self.steps, np.uint8)
 
-class Parting(Task):
-    def step(self, actions):
-        result = super().step(actions)
-        result[2]["left"] = True
-        return result
-
-class Endless(Task):
-    limit = 1e9
-
 def make(): return Task()
 def drawn(): return Task(render_mode="rgb_array")
-def discrete(): return Task(Discrete(3))
-def unbounded(): return Task(Box(-np.inf, np.inf, (1,)))
 def still(): return Task(Box(0, 0, (1,)))
-def parting(): return Parting()
-def endless(): return Endless(Box(0, 0, (1,)))
-def unmade(): raise RuntimeError("no licence\\nfor this")
-def unseen():
-    task = Task(render_mode="rgb_array")
-    task.render = unmade
-    return task
 def ours():
     import data, envs
     return envs.ParticleParallelEnv("world", data.Behaviour("world").env.prey)
-def nothing(): return 5
 def act(obs): return np.tanh(obs[:, :1] - 5)
 def wide(obs): return np.zeros((2, 3))
 def none(obs): return None
+def nan(obs): return np.full((2, 1), np.nan)
 number = 3
+
+class Odd(Task):  # what it returns is changed by `change` at step `when`, 0 for reset
+    def __init__(self, change, when=0, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.change, self.when = change, when
+    def reset(self, seed=None, options=None):
+        result = super().reset(seed, options)
+        return result if self.when else self.change(*result)
+    def step(self, actions):
+        result = super().step(actions)
+        return self.change(*result) if self.steps == self.when else result
+
+class Own(Task):  # whose attributes are given
+    def __init__(self, **attributes):
+        super().__init__(attributes.pop("action", Box(0, 4, (1,))), "rgb_array")
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+def fail(*_): raise RuntimeError("no licence\\nfor this")
+def boxes(**of): return of.__getitem__
 """
 
 
@@ -747,28 +757,33 @@ def own_task(tmp_path, monkeypatch):
 
 
 def test_a_pettingzoo_environment_steps_as_it_does_by_itself(own_task, device):
-    """A batch of worlds, seen through PettingZoo one by one, equals the worlds themselves."""
-    task, prey = envs.make_env("task:ours", device=device), data.Behaviour("world").env.prey
-    worlds = [envs.ParticleWorld("world", prey) for _ in range(3)]
-    seeds = torch.randint(2**31 - 1, (3,), generator=generator(4)).tolist()
-    starts = [world.reset(1, generator(seed)) for world, seed in zip(worlds, seeds)]
-    assert torch.equal(task.reset(3, generator(4)).cpu(), torch.cat(starts))
-    for action in uniform(25, 3, 3, 2) * 2 - 1:
+    """A world seen through PettingZoo equals the world itself."""
+    task, world = envs.make_env("task:ours", device=device), envs.make_env("world", data.Behaviour("world").env.prey)
+    seed = torch.randint(2**31 - 1, (1,), generator=generator(4)).item()
+    assert torch.equal(task.reset(1, generator(4)).cpu(), world.reset(1, generator(seed)))
+    for action in uniform(25, 1, 3, 2) * 2 - 1:
         assert not task.over
         obs, rewards, terminals = (x.cpu() for x in task.step(action.to(device)))
-        singles = [torch.cat(x) for x in zip(*(world.step(a[None]) for world, a in zip(worlds, action)))]
-        assert torch.equal(obs, singles[0]) and torch.equal(rewards, singles[1]) and not terminals.any()
+        own = world.step(action)
+        assert torch.equal(obs, own[0]) and torch.equal(rewards, own[1]) and not terminals.any()
     assert task.over
 
 
-def test_own_episodes_end_by_themselves_and_stop_counting(own_task):
+def test_one_environment_plays_all_episodes_and_is_closed(own_task, monkeypatch):
+    made, closed, module = [], [], sys.modules[envs.import_function("task:make").__module__]
+    monkeypatch.setattr(module.Task, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(module, "make", lambda: made.append(module.Task()) or made[-1])
     task = envs.make_env("task:make")
     assert (task.num_agents, task.obs_dim, task.action_dim) == (2, 2, 1)
-    steps = list(envs.rollout(lambda obs: (obs[:, :, :1] > 4).float(), task, 50, generator()))
+    steps = list(envs.rollout(lambda obs: (obs[:, :, :1] > 4).float(), task, 1, generator()))
     assert len(steps) == 5 or len(steps) == 4  # from [-1, 1] by 2, and by 4 beyond 4
-    assert torch.equal(sum(step.terminals for step in steps), torch.ones(50, 2))
+    assert torch.equal(sum(step.terminals for step in steps), torch.ones(1, 2))
     way = steps[-1].next_observations[..., 0] - steps[0].observations[..., 0]
     assert torch.allclose(way, sum(step.rewards for step in steps))
+    returns = envs.returns_of(lambda obs: torch.zeros(1, 2, 1), task, 20, generator())
+    assert len(returns) == 20 and returns.min() >= 9 and returns.max() <= 14 and not closed
+    del task
+    assert closed == made and len(made) == 1
 
 
 def refused(capsys, main, *options: object) -> str:
@@ -782,26 +797,123 @@ def refused(capsys, main, *options: object) -> str:
     return last
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("task:discrete", "not a continuous Box"),
-        ("task:unbounded", "no bounds"),
-        ("task:nothing", "no PettingZoo parallel environment"),
-        ("task:unmade", "making task:unmade failed (RuntimeError: no licence)"),
-        ("task:missing", "cannot be imported"),
-        ("no_such_module:make", "cannot be imported"),
-        ("task:number", "no function"),
-        ("task:parting", "over for left but not for right"),
-        ("task:endless", "time limit"),
-        ("task:", "choose from"),
-        ("chess", "choose from"),
-    ],
-)
-def test_unsuitable_environments_are_refused_in_one_line(own_task, monkeypatch, capsys, name, message):
+BOX = "Box(0, 4, (1,))"
+PLACE = f"failed (task.py, line {1 + OWN_TASK[: OWN_TASK.index('def fail(')].count(chr(10))}: RuntimeError: no licence)"
+SPACES = {  # what an environment declares: the line that refuses it, "" if it works
+    "fail()": f"making task:case {PLACE}",
+    "5": "makes a int, which is no PettingZoo parallel environment",
+    "type('Aec', (), {'possible_agents': [], 'agent_iter': 1})()": "aec_to_parallel",
+    "Own(possible_agents=[])": "has no possible_agents",
+    "Own(possible_agents=None)": "failed (TypeError",
+    "Own(action_space=fail)": PLACE,
+    "Own(observation_space=fail)": PLACE,
+    "Task(Discrete(3))": "the action space of left is Discrete(3), not a continuous Box",
+    "Own(observation_space=lambda a: None)": "the observation space of left is None, not a continuous Box",
+    "Task(Box(0, 4, (1,), np.int32))": "not of floating-point numbers",
+    "Task(Box(-np.inf, np.inf, (1,)))": "with bounds of at most 1e+06",
+    "Task(Box(0, np.inf, (1,)))": "with bounds of at most 1e+06",
+    "Task(Box(-3e38, 3e38, (1,)))": "with bounds of at most 1e+06",
+    f"Own(action_space=boxes(left={BOX}, right=Box(0, 3, (1,))))": "pad_action_space_v0",
+    f"Own(action_space=boxes(left={BOX}, right=Box(0, 4, (2,))))": "(2,), float32)); supersuit.pad_action_space_v0",
+    "Own(observation_space=boxes(left=Box(-9, 99, (1, 2)), right=Box(-9, 99, (3,))))": "supersuit.pad_observations_v0",
+    f"Own(action_space=boxes(left={BOX}))": "the spaces of its agents failed",
+    **dict.fromkeys(("Task(Box(0, 4, (1,), np.float64))", "Task(Box(0, 4, (1,), np.float16))", "still()"), ""),
+    "Own(possible_agents=['left'], limit=1)": "",
+    "Own(observation_space=lambda a: Box(-np.inf, np.inf, (1, 2), np.float64))": "",
+}
+ODD = {  # what `change` of Odd makes of (observations, infos) at reset, of the five dictionaries at step 2
+    0: {
+        "fail": f"task:case: reset {PLACE}",
+        "lambda o, i: o[0]": "reset failed (",
+        "lambda o, i: (o, i, i)": "reset failed (",
+        "lambda o, i: None": "reset failed (",
+        "lambda o, i: (list(o.values()), i)": "reset: observations are a list, not a dictionary by agent",
+        "lambda o, i: ({'left': o['left']}, i)": "reset: observation of right is missing; supersuit.black_death_v3",
+        "lambda o, i: (o | {'right': o['right'][0]}, i)": "observation of right has shape (2,), not (1, 2)",
+        "lambda o, i: (o | {'left': o['left'] * np.nan}, i)": "observation of left holds NaN or infinite numbers",
+        "lambda o, i: (o | {'left': 'seen'}, i)": "observation of left is no array of numbers: 'seen'",
+        "lambda o, i: (o | {'left': None}, i)": "observation of left ",
+        "lambda o, i: (o | {'left': [[1, 2], [3]]}, i)": "observation of left is no array of numbers",
+        "lambda o, i: (o | {'left': o['left'].tolist()}, i)": "",
+        "lambda o, i: (o | {'left': np.float64(o['left'])}, None)": "",
+        "lambda o, i: (o | {'left': np.int64(o['left'])}, i)": "",
+        "lambda o, i: (o | {'other': None}, i)": "",
+    },
+    2: {
+        "fail": f"task:case: step 2 {PLACE}",
+        "lambda o, r, e, l, i: (o, r, e, i)": "step 2 failed (ValueError: not enough values",
+        "lambda o, r, e, l, i: None": "step 2 failed (",
+        "lambda o, r, e, l, i: (o, r, None, l, i)": "step 2 failed (",
+        "lambda o, r, e, l, i: (None, r, e, l, i)": "step 2: observations are a NoneType",
+        "lambda o, r, e, l, i: ({}, r, e, l, i)": "step 2: observation of left is missing; supersuit.black_death_v3",
+        "lambda o, r, e, l, i: (o | {'left': 1e300 * np.ones((1, 2))}, r, e, l, i)": "holds NaN or infinite",
+        "lambda o, r, e, l, i: (o | {'left': np.ones(2)}, r, e, l, i)": "of left has shape (2,), not (1, 2)",
+        "lambda o, r, e, l, i: (o, 1.0, e, l, i)": "step 2: rewards are a float, not a dictionary by agent",
+        "lambda o, r, e, l, i: (o, {'left': 1}, e, l, i)": "step 2: reward of right is missing",
+        "lambda o, r, e, l, i: (o, r | {'right': np.nan}, e, l, i)": "step 2: reward of right holds NaN",
+        "lambda o, r, e, l, i: (o, r | {'right': None}, e, l, i)": "step 2: reward of right ",
+        "lambda o, r, e, l, i: (o, r | {'right': [1, 2]}, e, l, i)": "step 2: reward of right has shape (2,), not ()",
+        "lambda o, r, e, l, i: (o, r | {'right': 'good'}, e, l, i)": "reward of right is no array of numbers: 'good'",
+        "lambda o, r, e, l, i: (o, r, e | {'left': True}, l, i)": "over for left but not for right; supersuit.black",
+        "lambda o, r, e, l, i: (o, r, {'left': False}, l, i)": "over for right but not for left; supersuit.black",
+        "lambda o, r, e, l, i: (o, r, e, l | {'left': 'no'}, i)": "over for left but not for right",
+        "lambda o, r, e, l, i: (o, {a: True for a in r}, e, l, i)": "",
+        "lambda o, r, e, l, i: (o, {a: np.float64(1) for a in r}, e, l, i)": "",
+        "lambda o, r, e, l, i: (o, r, {a: np.bool_(1) for a in r}, l, None)": "",
+        "lambda o, r, e, l, i: (o, r, {a: 1 for a in r}, {a: 1 for a in r}, i)": "",
+    },
+}
+CASES = SPACES | {f"Odd({change}, {k})": line for k, cases in ODD.items() for change, line in cases.items()}
+CASES["Own(limit=1e9, action=Box(0, 0, (1,)))"] = "step 1,000: the episode does not end: give it a time limit"
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_what_an_environment_returns_works_or_is_refused_in_one_line(own_task, monkeypatch, capsys, code):
     monkeypatch.setattr(envs, "LONGEST_EPISODE", 1000)
-    own = ["collect", "--env", name, "--transitions", "10", "--out", "own.npz"]
-    assert message in refused(capsys, data.main, *own) and not Path("own.npz").exists()
+    Path("task.py").write_text(f"{OWN_TASK}\ndef case(): return {code}\n")
+    own = ["collect", "--env", "task:case", "--transitions", "10", "--out", "own.npz"]
+    if CASES[code]:
+        assert CASES[code] in refused(capsys, data.main, *own) and not Path("own.npz").exists()
+    else:
+        assert data.main(own) == 0 and data.Dataset.load("own.npz", "task:case").meta["random_return"] is not None
+
+
+NAMES = {  # what --env names: the line that refuses it
+    "task:missing": "importing task:missing failed (AttributeError",
+    "no_such_module:make": "importing no_such_module:make failed (ModuleNotFoundError",
+    "syntax:make": "syntax.py, line 2",
+    "raising:make": "importing raising:make failed (raising.py, line 3: ValueError: bad)",
+    "leaving:make": "importing leaving:make failed (leaving.py, line 1: SystemExit: 3)",
+    "task:number": "no function",
+    "task:": "choose from",
+    "chess": "choose from",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_environments_that_cannot_be_made(own_task, capsys, name):
+    Path("syntax.py").write_text("x = 1\ndef make(:\n")
+    Path("raising.py").write_text("\n\nraise ValueError('bad')\n")
+    Path("leaving.py").write_text("raise SystemExit(3)\n")
+    assert NAMES[name] in refused(capsys, data.main, "collect", "--env", name, "--out", "own.npz")
+
+
+PICTURES = {  # what render does: the note in place of a GIF, "" if there is one
+    "fail": PLACE,
+    "lambda: None": "renders no picture",
+    "lambda: []": "renders no picture",
+    "lambda: np.zeros((4, 4))": "renders no picture",
+    "lambda: np.zeros((4, 4, 3), np.uint8)": "",
+    "lambda: np.zeros((4, 4, 4))": "",
+}
+
+
+@pytest.mark.parametrize("render", PICTURES)
+def test_a_gif_is_drawn_if_there_are_pictures(own_task, capsys, render):
+    Path("task.py").write_text(f"{OWN_TASK}\ndef case(): return Own(render={render}, render_mode=None)\n")
+    data.collect("task:case", transitions=20, progress=False).save("own.npz")
+    assert om2p.main([*tiny("own.npz", "run"), "--env", "task:case", "--steps", "2"]) == 0
+    assert PICTURES[render] in capsys.readouterr().out and Path("run/rollout.gif").exists() == (not PICTURES[render])
 
 
 def test_training_on_ones_own_environment(own_task, capsys):
@@ -814,24 +926,21 @@ def test_training_on_ones_own_environment(own_task, capsys):
     small = ["--hidden-dim", "16", "--steps", "3", "--final-episodes", "5"]
     assert om2p.main(["--env", "task:drawn", "--data", "own.npz", *small]) == 0
     assert Path("runs/task.drawn-custom-seed0/rollout.gif").exists()
-    assert "task:drawn" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
-    # without a policy actions are random, and without pictures no GIF is drawn
+    # without a policy actions are random
     assert data.main(["collect", "--env", "task:make", "--transitions", "50", "--out", "random.npz"]) == 0
     assert om2p.main(["--env", "task:make", "--data", "random.npz", *small, "--out", "run"]) == 0
-    out = capsys.readouterr().out
-    assert "no rollout.gif" in out and "normalised score  none" in out
+    assert "normalised score  not known" in capsys.readouterr().out
 
 
 def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
     own = ["collect", "--env", "task:make", "--transitions", "50", "--out", "own.npz"]
     assert "(2, 3)" in refused(capsys, data.main, *own, "--policy", "task:wide")
-    assert "playing task:make failed (TypeError" in refused(capsys, data.main, *own, "--policy", "task:none")
+    assert "playing task:none failed (TypeError" in refused(capsys, data.main, *own, "--policy", "task:none")
+    assert "finite" in refused(capsys, data.main, *own, "--policy", "task:nan")
+    assert "playing task:fail failed (task.py, line" in refused(capsys, data.main, *own, "--policy", "task:fail")
     assert "data.py collect --env task:make" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
-    # what cannot be drawn is found out last, when all else is written
-    assert data.main([*own[:2], "task:unseen", *own[3:]]) == 0
-    error = refused(capsys, om2p.main, *tiny("own.npz", "run"), "--env", "task:unseen", "--steps", "2")
-    assert "rollout.gif failed (RuntimeError: no licence)" in error
-    assert sorted(os.listdir("run")) == FILES[:-1]
+    os.mkdir("folder.npz")
+    assert "a data file is named .npz" in refused(capsys, data.main, *own[:-1], "folder.npz")
 
 
 def test_where_all_returns_are_equal_there_is_no_scale(own_task, capsys):
@@ -941,16 +1050,21 @@ def with_meta(**changes) -> dict:
     return {"meta": lambda old: np.array(json.dumps(json.loads(str(old)) | changes))}
 
 
+def at(place: tuple[int, ...], value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that puts one number into an array."""
+    return lambda x: np.put(x, np.ravel_multi_index(place, x.shape), value) or x
+
+
 SPOILED = {  # what each array becomes: something else, a function of what it was, or nothing
     "has no array actions": {"actions": None},
-    "has no array meta": {"meta": None},
+    "names no quality": {"meta": None},
     "observations is float64": {"observations": lambda x: x.astype(np.float64)},
     "rewards is float32 of shape": {"rewards": lambda x: x[:-1]},
     "(2, 24, 2), world has (3, 24, 2)": {k: (lambda x: x[:, :2]) for k in data.ARRAYS},
-    "rewards holds NaN": {"rewards": lambda x: x * np.nan},
-    "actions reach 2": {"actions": lambda x: 2 * np.sign(x)},
+    "rewards: nan in row 3, agent 1, is NaN": {"rewards": at((3, 1), np.nan)},
+    "actions: 1.5 in row 7, agent 2, is not in [-1, 1]": {"actions": at((7, 2, 1), 1.5)},
     "observations (0, 3, 24)": {k: (lambda x: x[:0]) for k in data.ARRAYS},
-    "terminals must be 0 or 1": {"terminals": lambda x: x + 0.5},
+    "terminals: 0.5 in row 9, agent 0, is neither 0 nor 1": {"terminals": at((9, 0), 0.5)},
     "meta is no JSON text with env": {"meta": np.array("[]")},
     "mean_return 'high'": with_meta(mean_return="high"),
     "quality 'best'": with_meta(quality="best"),
@@ -1005,8 +1119,8 @@ def write_folder(folder: Path, d: data.Dataset) -> Path:
         for stem, x in arrays.items():
             np.save(folder / f"{stem}_{i}.npy", x[:, i].double().numpy())
         np.save(folder / f"dones_{i}.npy", np.arange(len(d)) % 25 == 24)
-    for stem in data.FOLDER.values():
-        np.save(folder / stem.format(i + 1), np.full((len(d), 22), np.nan))
+    for stem in (*arrays, "dones"):
+        np.save(folder / f"{stem}_{i + 1}.npy", np.full((len(d), 22), np.nan))
     return folder
 
 
@@ -1061,16 +1175,133 @@ def test_bad_folders_and_preys_are_refused_in_one_line(few, tmp_path, capsys, mo
     spoils = {
         "has no acs_1.npy": lambda f: (f / "acs_1.npy").unlink(),
         "rews_2.npy cannot be read": lambda f: np.save(f / "rews_2.npy", d.rewards[:-1, 2].numpy()),
-        "obs_0.npy cannot be read": lambda f: np.save(f / "obs_0.npy", d.observations[:, 0, :16].numpy()),
+        "obs_1.npy cannot be read: could not broadcast": lambda f: np.save(
+            f / "obs_0.npy", d.observations[:, 0, :16].numpy()
+        ),
         "obs_1.npy cannot be read": lambda f: np.save(f / "obs_1.npy", np.array([evil] * 2)),
         "acs_2.npy cannot be read": lambda f: (f / "acs_2.npy").write_bytes(b""),
-        "actions reach 3": lambda f: np.save(f / "acs_0.npy", np.full((len(d), 2), 3.0)),
-        "next_observations holds NaN": lambda f: np.save(f / "next_obs_1.npy", np.full((len(d), 24), np.nan)),
+        "actions: 3 in row 0, agent 0,": lambda f: np.save(f / "acs_0.npy", np.full((len(d), 2), 3.0)),
+        "next_observations: nan in row 0, agent 1,": lambda f: np.save(
+            f / "next_obs_1.npy", np.full((len(d), 24), np.nan)
+        ),
     }
     for k, (message, spoil_it) in enumerate(spoils.items()):
         spoil_it(Path(shutil.copytree("good", f"expert/{k}")))
         assert message in refused(capsys, om2p.main, "--data", f"expert/{k}")
     assert not Path("unpickled").exists() and not Path("x.npz").exists()
+
+
+PLAIN = {  # what others' files hold, as functions of arrays that are as ours: the line that refuses it, "" if it works
+    "float64": (lambda k, x: (k, x.astype(np.float64)), ""),
+    "float16 and whole numbers": (lambda k, x: (k, x.astype(np.int8 if k == "rewards" else np.float16)), ""),
+    "big-endian": (lambda k, x: (k, x.astype(">f8")), ""),
+    "Fortran order": (lambda k, x: (k, np.asfortranarray(x)), ""),
+    "bool": (lambda k, x: (k, x.astype(bool) if k == "terminals" else x), ""),
+    "OMAR's names": (lambda k, x: (data.SYNONYMS[k][0], x), ""),
+    "states": (lambda k, x: (k.replace("next_observations", "next_states"), x), ""),
+    "objects beside": (lambda k, x: (k, x), ""),
+    "complex": (lambda k, x: (k, x.astype(complex)), "observations is of type complex128, which is no real number"),
+    "text": (lambda k, x: (k, x.astype(str) if k == "rewards" else x), "rewards is of type <U"),
+    "another name": (lambda k, x: (k.replace("rewards", "r"), x), "has no array rewards"),
+    "a row more": (lambda k, x: (k, x[1:] if k == "actions" else x), "actions is float32 of shape"),
+    "columns": (lambda k, x: (k, x[..., None] if k == "rewards" else x), "rewards is float32 of shape"),
+    "two agents": (lambda k, x: (k, x[:, :1]), "(1, 2, 1), task:make has (2, 2, 1)"),
+    "flat": (lambda k, x: (k, x[:, 0] if k == "observations" else x), "are no (M, N, O) and (M, N, A)"),
+    "wide actions": (lambda k, x: (k, np.tile(x, 3) if k == "actions" else x), "its actions are 1 numbers, not 3"),
+    "nothing": (lambda k, x: (k, x[:0]), "observations (0, 2, 2)"),
+    "1e300": (lambda k, x: (k, x * 1e300 if k == "rewards" else x), "in row 0, agent 0, is NaN or infinite"),
+    "beyond the box": (lambda k, x: (k, x + 3 if k == "actions" else x), "is not in [-1, 1]"),
+    "beyond by rounding": (lambda k, x: (k, np.where(x == 4, 4.00001, x) if k == "actions" else x), "note"),
+}
+
+
+@pytest.mark.parametrize("what", PLAIN)
+def test_plain_arrays_are_taken_or_refused_in_one_line(own_task, capsys, what):
+    """Actions are in units of the box, [0, 4]."""
+    change, message = PLAIN[what]
+    d = data.collect("task:make", transitions=50, progress=False)
+    d.actions[0, 0], d.rewards = 1, d.rewards.round()
+    arrays = {name: x.numpy() for name, x in d.arrays().items()}
+    arrays["actions"] = arrays["actions"] * 2 + 2
+    changed = dict(change(k, x) for k, x in arrays.items())
+    np.savez("plain.npz", **changed, **({"infos": np.array([{}])} if "objects" in what else {}))
+    if message not in ("", "note"):
+        assert message in refused(capsys, om2p.main, *tiny("plain.npz", "run"), "--env", "task:make")
+        assert not Path("run").exists()
+        return
+    assert data.main(["convert", "plain.npz", "--env", "task:make", "--out", "whole.npz"]) == 0
+    assert message in capsys.readouterr().out
+    whole = data.Dataset.load("whole.npz", "task:other")  # data is of sizes, not of a function's name
+    for name, x in whole.arrays().items():
+        assert torch.allclose(x, getattr(d, name), atol=2e-2 if "float16" in what else 1e-4), name
+    assert whole.actions.abs().max() <= 1 and whole.meta["random_return"] > 0
+
+
+def test_a_folder_a_plain_file_and_our_file_train_alike(few, tmp_path, monkeypatch, no_gif):
+    """The same weights after 100 updates; `--env none` trains them too."""
+    monkeypatch.chdir(tmp_path)
+    d = data.Dataset.load(few)
+    write_folder(Path("expert/0"), d)
+    np.savez("expert.npz", **{name: x.numpy() for name, x in d.arrays().items()})
+    found = []
+    for env, source in (("world", "expert/0"), ("world", "expert.npz"), ("world", few), ("none", "expert.npz")):
+        options = ["--env", env, "--steps", 100, "--eval-every", 1000, "--eta", 1, "--act-noise", 1]
+        assert om2p.main(tiny(source, f"run{len(found)}", "cpu", *options)) == 0
+        found.append(torch.cat([weights(agent.policy) for agent in om2p.load_agents(f"run{len(found)}")[0]]))
+    assert all(torch.equal(x, found[0]) for x in found)
+
+
+def test_data_alone_is_enough_to_train_resume_and_export(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("mine"), data.Dataset.load(few))
+    for path in Path("mine").glob("*_3.npy"):  # of the prey, which sees less than the team
+        path.unlink()
+    assert om2p.main(tiny("mine", "whole", "cpu", "--env", "none")) == 0
+    assert sorted(os.listdir("whole")) == ["checkpoint.pt", "config.json", "metrics.csv"]
+    assert om2p.main(tiny("mine", "parts", "cpu", "--env", "none", "--steps", 14)) == 0
+    monkeypatch.chdir("parts")  # the data is found from another folder
+    assert om2p.main(["--resume", "../parts", "--steps", "30"]) == 0
+    monkeypatch.chdir(tmp_path)
+    states = [torch.load(f"{run}/checkpoint.pt", weights_only=True)["agents"] for run in ("whole", "parts")]
+    leaves = [torch.utils._pytree.tree_leaves(state) for state in states]
+    assert all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(*leaves, strict=True))
+    assert om2p.main(["--evaluate", "parts", "--export", "policy.pt2"]) == 0
+    assert "without an environment there is no score" in capsys.readouterr().out
+    actions = torch.export.load("policy.pt2").module()(torch.zeros(5, 3, 24), normal(5, 3, 8, 2))
+    assert actions.shape == (5, 3, 2)
+    assert "nosuch.npz does not exist" in refused(capsys, om2p.main, "--env", "none", "--data", "nosuch.npz")
+
+
+def test_folders_of_the_field(tmp_path, monkeypatch, capsys):
+    """Two of them are mixed, a parent says which one is meant, HalfCheetah's have names of their own."""
+    monkeypatch.chdir(tmp_path)
+    for quality in ("medium", "expert", "random"):
+        d = data.collect("tag", quality, 250, progress=False)
+        write_folder(Path(f"simple_tag/{quality}/seed_0_data"), d)
+    convert = ["convert", "simple_tag/expert/seed_0_data", "simple_tag/medium/seed_0_data", "--env", "tag"]
+    assert data.main([*convert, "--out", "mixed.npz"]) == 0
+    mixed, medium = (data.Dataset.load("mixed.npz", "tag"), data.load_folder("simple_tag/medium/seed_0_data", "tag"))
+    assert mixed.meta["quality"] == "medium-expert" and len(mixed) == 250 + 250 // 9
+    assert torch.equal(mixed.observations[:250], medium.observations)
+    assert "taken for random data" not in capsys.readouterr().out
+    assert data.load_folder("simple_tag/random/seed_0_data", "tag").meta["quality"] == "random"
+    assert "taken for random data of tag" in capsys.readouterr().out
+    assert abs(d.meta["mean_return"] - d.meta["random_return"]) < 20 and d.meta["noise"] is None
+    assert "not expert, random" in refused(
+        capsys, data.main, *convert[:2], "simple_tag/random/seed_0_data", *convert[3:], "--out", "x.npz"
+    )
+    assert "name one of seed_0_data" in refused(capsys, om2p.main, "--env", "tag", "--data", "simple_tag/expert")
+    folder = write_folder(Path("expert/cheetah"), data.collect("halfcheetah", "expert", 1000, progress=False))
+    for path in [*folder.glob("obs_*.npy"), *folder.glob("next_obs_*.npy")]:
+        path.rename(folder / path.name.replace("obs", "states"))
+    assert len(data.load_folder(folder, "halfcheetah")) == 1000 and "MuJoCo 2.0" in capsys.readouterr().out
+
+
+def test_numbers_of_numpy_in_meta_leave_a_checkpoint_whole(few, tmp_path, no_gif):
+    d = data.Dataset.load(few)
+    d.meta |= {"mean_return": np.float32(1.5), "seed": np.int64(3)}
+    om2p.train(Config(hidden_dim=8, steps=2, final_episodes=2, data=str(few), out=str(tmp_path / "run")), d)
+    assert om2p.load_agents(str(tmp_path / "run"))[1]["meta"]["mean_return"] == 1.5
 
 
 # -------------------- runs
@@ -1340,13 +1571,17 @@ def test_nan_in_a_loss_stops_the_run_and_keeps_the_last_checkpoint(few, tmp_path
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 5
 
 
-def test_an_evaluation_that_raises_ends_in_one_line(few, tmp_path, whole_run, device, capsys, monkeypatch, no_gif):
-    run = tmp_path / "run"
-    disturb(monkeypatch, envs.ParticleWorld, "rewards", 60, lambda _: 1 / 0)  # 25 for each evaluation
-    error = refused(capsys, om2p.main, *tiny(few, run, device))
-    assert "evaluating after step 21 failed (ZeroDivisionError: division by zero)" in error
-    assert om2p.main(["--resume", str(run)]) == 0
-    assert ending(run) == ending(whole_run)
+def test_an_environment_that_fails_in_an_evaluation_costs_no_training(own_task, capsys, monkeypatch):
+    data.collect("task:make", transitions=50, progress=False).save("own.npz")
+    for run in ("whole", "parts"):
+        command = [*tiny("own.npz", run), "--env", "task:make", "--eta", "0.1"]
+        if run == "whole":
+            assert om2p.main(command) == 0
+    with monkeypatch.context() as patch:
+        disturb(patch, sys.modules["task"].Task, "see", 40, lambda _: 1 / 0)
+        assert "failed (task.py, line" in refused(capsys, om2p.main, *command)
+    assert om2p.main(["--resume", "parts"]) == 0
+    assert ending(Path("parts")) == ending(Path("whole"))
 
 
 def test_a_full_disk_leaves_what_was_there(few, copied_run, capsys):
@@ -1381,3 +1616,8 @@ def test_drawing_and_exporting_a_checkpoint(whole_run, tmp_path, capsys, no_gif)
     for i, one in enumerate(om2p.load_agents(str(whole_run))[0]):
         assert torch.allclose(actions[:, i], one.act(obs[:, i], noise[:, i]), atol=1e-6)
     assert ".pt2" in refused(capsys, om2p.main, "--evaluate", whole_run, "--export", "policy.onnx")
+    for options in (["--seed", "5"], ["--candidates", "1"], ["--act-noise", "0"], []):  # each another score
+        assert om2p.main(["--evaluate", str(whole_run), "--episodes", "3", *options]) == 0
+    scores = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("return  ")]
+    assert len({*scores[-4:]}) == 4
+    assert "leave out --eta" in refused(capsys, om2p.main, "--evaluate", whole_run, "--eta", "1")
