@@ -814,9 +814,11 @@ def report(row: dict[str, float], meta: dict[str, Any]) -> dict[str, Any]:
     score = None if None in (low, high) else 100 * (mean - low) / (high - low)
     lines = {
         "return": f"{mean:.1f} +- {std:.1f} (mean and standard deviation of {row['episodes']} episodes)",
-        "normalised score": f"{shown(score)} (random {shown(low)} is 0, expert {shown(high)} is 100)",
+        "normalised score": f"not known (return of random actions: {shown(low)}, of an expert: {shown(high)})",
         "return of the data": shown(meta["mean_return"]),
     }
+    if score is not None:
+        lines["normalised score"] = f"{score:.1f} (random {low:.1f} is 0, expert {high:.1f} is 100)"
     print("\n".join(f"{name:>20}  {text}" for name, text in lines.items()))
     return {"return": mean, "return_std": std, "normalised_score": score, "data_return": meta["mean_return"]}
 

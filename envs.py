@@ -371,7 +371,7 @@ class PettingZooTask:
         """The box that all agents have."""
         for agent, space in zip(self.agents, spaces):
             if not isinstance(space, Box):
-                raise ValueError(f"{self.name}: the {kind} space of {agent} is {space}, not a continuous Box")
+                raise ValueError(f"{self.name}: the {kind} space of {agent} is {space}, not a gymnasium.spaces.Box")
             if space.shape != spaces[0].shape or (kind == "action" and space != spaces[0]):
                 plural = "observations" if kind == "observation" else "action_space"
                 raise ValueError(

@@ -303,18 +303,22 @@ def test_critic_loss_is_eq_7(device):
     assert all(p.grad is None for p in policy.parameters())
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_policy_loss_is_eq_6(normalise, device):
+@pytest.mark.parametrize("scale", ["none", "value", "mean", "rms", "row"])
+def test_policy_loss_is_eq_6(scale, device):
+    """Its gradient is that of L_bc - eta E[Q / scale], for critics whose dQ/da is part of the observation."""
     policy, b, noise, r, t = loss_inputs(device)
-    critics = nn.ModuleList([Linear(1.0, 2.0), Linear(-1.0, 0.5)]).to(device)
-    q_noise = normal(64, 2, seed=1, device=device)
-    bc = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, t)[0].item()
-    q = one_step(policy, b.obs, q_noise) @ torch.tensor([0.0, 1.25], device=device) + b.obs.sum(-1)
-    gain = -3.0 * q.mean().item() / (q.abs().mean().item() if normalise else 1)
-    for objective, expected in (("both", bc + gain), ("bc", bc), ("q", gain)):
-        config = Config(eta=3.0, normalise_q=normalise, objective=objective)
+    q_noise, direction = normal(64, 2, seed=1, device=device), b.obs[:, :2]
+    critics = [lambda obs, a, k=k: k * (a * obs[:, :2]).sum(-1, keepdim=True) for k in (0.5, 1.5)]
+    length = direction.norm(dim=-1, keepdim=True)
+    q = (policy.act(b.obs, q_noise) * direction).sum(-1, keepdim=True)
+    sizes = {"none": torch.ones(()), "value": q.abs().mean(), "mean": length.mean(), "row": length}
+    size = sizes.get(scale, length.square().mean().sqrt()).detach()
+    terms = {"bc": om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, t)[0], "q": -3.0 * (q / size).mean()}
+    for objective, expected in (("both", sum(terms.values())), *terms.items()):
+        config = Config(eta=3.0, q_scale=scale, objective=objective)
         loss, info = om2p.policy_loss(policy, critics, b, noise, q_noise, r, t, config)
-        assert loss.item() == pytest.approx(expected, rel=1e-4)
+        ours, theirs = (torch.autograd.grad(x, list(policy.parameters()), retain_graph=True) for x in (loss, expected))
+        assert all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(ours, theirs))
         assert "q" not in info or info["q"].item() == pytest.approx(q.mean().item(), rel=1e-4)
 
 
@@ -334,7 +338,7 @@ def test_table_and_presets_are_the_papers():
     ):
         paper = Config.of(*cell.split("/"), preset="paper")
         assert (paper.eta, paper.xi) == om2p.TABLE[cell][:2] == (eta, xi)
-    assert (paper.times, paper.delta_r, paper.normalise_q, paper.candidates) == ("coupled", 1e-12, False, 1)
+    assert (paper.times, paper.delta_r, paper.q_scale, paper.candidates) == ("coupled", 1e-12, "none", 1)
     assert (paper.hidden_dim, paper.batch_size, paper.gamma, paper.rho) == (512, 256, 0.99, 0.005)
 
 
@@ -347,13 +351,13 @@ def test_settings_come_in_three_layers():
     given = {"eta": 3.0, "times": "ordered", "xi": (1.0, 0.0, 0.0, 0.0)}
     mixed = Config.of("world", "medium", "paper", **given)
     assert given.items() <= vars(mixed).items()
-    assert (mixed.derivative_dtype, mixed.act_noise, mixed.normalise_q) == ("float64", 1.0, False)
+    assert (mixed.derivative_dtype, mixed.act_noise, mixed.q_scale) == ("float64", 1.0, "none")
 
 
 def test_every_setting_is_an_option():
-    flags = ["--xi", "1", "0", "0.5", "0", "--no-normalise-q", "--steps", "7", "--gamma", "0.9", "--env", "tag"]
+    flags = ["--xi", "1", "0", "0.5", "0", "--q-scale", "none", "--steps", "7", "--gamma", "0.9", "--env", "tag"]
     given, args = data.parse_options(Config, [*flags, "--preset", "paper"])
-    assert given == {"xi": (1, 0, 0.5, 0), "normalise_q": False, "steps": 7, "gamma": 0.9, "env": "tag"}
+    assert given == {"xi": (1, 0, 0.5, 0), "q_scale": "none", "steps": 7, "gamma": 0.9, "env": "tag"}
     assert args.preset == "paper"
 
 
@@ -403,7 +407,7 @@ VARIANTS = [
     {"derivative": "zero", "times": "coupled"},
     {"objective": "bc"},
     {"objective": "q"},
-    {"normalise_q": False, "eta": 0.5, "xi": (2.0, 0.0, -1.0, 0.0)},
+    {"q_scale": "none", "eta": 0.5, "xi": (2.0, 0.0, -1.0, 0.0)},
 ]
 
 
@@ -807,8 +811,8 @@ SPACES = {  # what an environment declares: the line that refuses it, "" if it w
     "Own(possible_agents=None)": "failed (TypeError",
     "Own(action_space=fail)": PLACE,
     "Own(observation_space=fail)": PLACE,
-    "Task(Discrete(3))": "the action space of left is Discrete(3), not a continuous Box",
-    "Own(observation_space=lambda a: None)": "the observation space of left is None, not a continuous Box",
+    "Task(Discrete(3))": "the action space of left is Discrete(3), not a gymnasium.spaces.Box",
+    "Own(observation_space=lambda a: None)": "the observation space of left is None, not a gymnasium.spaces.Box",
     "Task(Box(0, 4, (1,), np.int32))": "not of floating-point numbers",
     "Task(Box(-np.inf, np.inf, (1,)))": "with bounds of at most 1e+06",
     "Task(Box(0, np.inf, (1,)))": "with bounds of at most 1e+06",
@@ -1579,7 +1583,7 @@ def test_an_environment_that_fails_in_an_evaluation_costs_no_training(own_task, 
             assert om2p.main(command) == 0
     with monkeypatch.context() as patch:
         disturb(patch, sys.modules["task"].Task, "see", 40, lambda _: 1 / 0)
-        assert "failed (task.py, line" in refused(capsys, om2p.main, *command)
+        assert "failed (test_om2p.py, line" in refused(capsys, om2p.main, *command)
     assert om2p.main(["--resume", "parts"]) == 0
     assert ending(Path("parts")) == ending(Path("whole"))
 
