@@ -324,11 +324,11 @@ class Config:
     candidates: int = option(8, "one-step actions drawn when acting, the critics' best is taken; paper 1", low=1)
     act_noise: float = option(0.5, "scale of the noise in Agent.act; if left out, by task and data; paper 1")
     hidden_dim: int = option(
-        512, "width of each hidden layer; paper 512, section 7.1", low=1, group="networks and optimisation"
+        128, "width of each hidden layer; paper 512, section 7.1", low=1, group="networks and optimisation"
     )
     hidden_layers: int = option(4, "hidden layers of each network; paper 4, section 7.1", low=1)
     batch_size: int = option(256, "transitions per agent and update; paper 256, Table 4", low=1, high=1e6)
-    learning_rate: float = option(3e-4, "Adam's, for policy and critics; paper 3e-4, section 7.1")
+    learning_rate: float = option(1e-3, "Adam's, for policy and critics; paper 3e-4, section 7.1")
     gamma: float = option(0.99, "discount factor; paper 0.99, Table 4", high=1)
     rho: float = option(0.005, "target update rate; paper 0.005, Table 4", high=1)
     steps: int = option(5000, "training steps; paper 1,000,000, section 7.1", low=1, group="running")
@@ -362,6 +362,8 @@ class Config:
 
 
 PAPER = {
+    "hidden_dim": 512,
+    "learning_rate": 3e-4,
     "times": "coupled",
     "delta_r": 1e-12,
     "derivative_dtype": "float64",

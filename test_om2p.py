@@ -402,7 +402,7 @@ def test_policy_step_leaves_the_critics_alone(device):
 
 
 VARIANTS = [
-    om2p.PAPER,
+    om2p.PAPER | {"hidden_dim": 32},
     {"derivative": "exact"},
     {"derivative": "zero", "times": "coupled"},
     {"objective": "bc"},

@@ -146,6 +146,7 @@ def training_bytes(agents: list, batch: om2p.Batch) -> int:
 def make_agents(options: dict[str, object], count: int = AGENTS, sizes: tuple[int, int] = (OBS, ACTION)) -> list:
     """So many agents of OM2P, or of a baseline if the options name an `algorithm`; sizes of observation and action."""
     torch.manual_seed(0)
+    options = {"hidden_dim": WIDTH} | options
     if "algorithm" in options:
         config, make = baselines.BaselineConfig.of(**options), baselines.make_agent
     else:

@@ -28,9 +28,9 @@ import om2p  # noqa: E402
 
 MODES = torch.tensor([[0.6, 0.6], [-0.6, -0.6]])
 SPREAD, NEAR, OBS, STEPS, SEEDS, COUNTS = 0.05, 0.2, 3, 4000, (0, 1, 2), (1, 2, 4, 8, 16)
-SMALL = {"hidden_dim": 128, "hidden_layers": 3}
+SMALL = {"hidden_dim": 128, "hidden_layers": 3, "learning_rate": 3e-4}
 SYSTEMS = {
-    "OM2P, paper": om2p.Config(**SMALL, **om2p.PAPER),
+    "OM2P, paper": om2p.Config(**om2p.PAPER | SMALL),
     "OM2P, recommended": om2p.Config(**SMALL),
     "OM2P, recommended, eta 10": om2p.Config(**SMALL, eta=10.0),  # as on Cooperative Navigation
     "MA-FQL (from two on: its flow)": baselines.BaselineConfig.of("ma-fql", **SMALL),
