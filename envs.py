@@ -398,7 +398,7 @@ class PettingZooTask:
         with user_code(self._doing):
             observed, rewards, terminated, truncated, _ = self._env.step(dict(zip(self.agents, boxed)))
             ends = {a: bool(terminated.get(a, True) or truncated.get(a, True)) for a in self.agents}
-            terminals = {a: float(terminated.get(a, True)) for a in self.agents}
+            terminals = {a: float(bool(terminated.get(a, True))) for a in self.agents}
         self.over = all(ends.values())
         if any(ends.values()) != self.over:
             first, last = (next(a for a in self.agents if ends[a] is end) for end in (True, False))
