@@ -91,6 +91,12 @@ def printed(cell: nbformat.NotebookNode) -> list[str]:
     return [kind for output in outputs for kind in sorted(output.get("data", {})) or [output["output_type"]]]
 
 
+def listings(cell: nbformat.NotebookNode) -> list[str]:
+    """The source code that a cell shows (`drawing.source`)."""
+    shown = (output.get("data", {}) for output in cell.get("outputs", []))
+    return [data["text/plain"] for data in shown if "text/latex" in data]
+
+
 def test_all_six_are_there():
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
@@ -108,7 +114,7 @@ def test_runs_as_it_was_saved_and_accepts_the_right_answers(path):
     options = {"timeout": 300, "kernel_name": "python3", "coalesce_streams": True}
     NotebookClient(fresh, resources=place, **options).execute()  # raises at the first cell that fails
     for before, after in zip(saved.cells, fresh.cells):
-        assert printed(before) == printed(after), before.source
+        assert printed(before) == printed(after) and listings(before) == listings(after), before.source
     for k in exercises:
         text = "".join(output.get("text", "") for output in fresh.cells[k].outputs)
         assert "right" in text and not any(word in text for word in ("not yet", "wrong", ": no")), text

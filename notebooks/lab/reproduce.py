@@ -3,6 +3,7 @@
     python notebooks/lab/reproduce.py --table 1              # likewise --figure 2, 3 or 4, --ablations, --tune
     python notebooks/lab/reproduce.py --table 1 --only world/expert ma-fql
     python notebooks/lab/reproduce.py --table 1 --engine ray # on a Ray cluster: this machine, or that of RAY_ADDRESS
+                                                             # (pip install -r notebooks/lab/requirements.txt)
 
 Every run is one command (`om2p.py` or `baselines.py`) in a process with one thread, as many at once as there are cores.
 As it ends, its evaluations are added to `results/GRID.csv`: a row each, with command, seed, version and machine. A run
