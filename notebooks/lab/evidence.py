@@ -367,6 +367,42 @@ def verdicts_figure_4() -> list[str]:
     return lines
 
 
+# -------------------- what Q is divided by
+
+SCALES = dict(value=(GREY, "mean |Q|"), mean=(BLUE, "mean length of dQ/da"), rms=(SKY, "its root mean square"))
+SCALES |= dict(row=(ORANGE, "each row's own length"))
+
+
+def scales() -> dict[tuple[str, str], dict[int, BySeed]]:
+    """Learning curves by cell and scale."""
+    found = curves("scales").items()
+    return {(cell, change.split("--q-scale ")[1].split()[0]): by_step for (cell, _, change), by_step in found}
+
+
+def draw_scales(figure: Figure) -> None:
+    """A panel for each kind of data, a line for each seed."""
+    found = scales()
+    for axes, cell in zip(figure.subplots(2, 3).flat, dict.fromkeys(cell for cell, _ in found)):
+        for scale, (colour, label) in SCALES.items():
+            by_step = found.get((cell, scale), {})
+            for seed in sorted({seed for by_seed in by_step.values() for seed in by_seed}):
+                points = [(step, by_seed[seed]) for step, by_seed in sorted(by_step.items()) if seed in by_seed]
+                axes.plot(*zip(*points), color=colour, label=label if cell == "tag/expert" and seed == 1 else None)
+        axes.axhline(DATA_RETURNS[cell], color="black", lw=1, ls=":")
+        axes.set_title("{}, {}".format(TASKS[cell.split("/")[0]], cell.split("/")[1]), fontsize=12)
+        axes.set(xlabel="training steps", ylabel="return")
+    figure.legend(loc="outside lower center", ncols=4)
+
+
+def verdicts_scales() -> list[str]:
+    """By how much each curve ends below its best evaluation, and its end."""
+    lines = ["What Q is divided by: return at the end (best on the way), mean over seeds"]
+    for (cell, scale), by_step in scales().items():
+        means = [mean_and_spread(by_seed)[0] for _, by_seed in sorted(by_step.items())]
+        lines.append(f"    {cell:<26} {SCALES[scale][1]:<24} {means[-1]:8.1f} ({max(means):.1f})")
+    return lines
+
+
 # -------------------- ablations
 
 
@@ -418,6 +454,7 @@ PICTURES = {
     "figure2": (draw_figure_2, (12, 4.5)),
     "figure3": (partial(draw_on_world, name="figure3", variants=ETAS), (11, 4)),
     "figure4": (partial(draw_on_world, name="figure4", variants=PARTS), (11, 4)),
+    "scales": (draw_scales, (13, 7)),
     "ablations": (draw_ablations, (14, 5)),
 }
 VERDICTS = {
@@ -426,6 +463,7 @@ VERDICTS = {
     "figure2": verdicts_figure_2,
     "figure3": verdicts_figure_3,
     "figure4": verdicts_figure_4,
+    "scales": verdicts_scales,
     "ablations": verdicts_ablations,
 }
 
