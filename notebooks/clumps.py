@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def v_mean(a: Tensor, r: Tensor, modes: Tensor, spread: float) -> Tensor:
@@ -41,3 +41,18 @@ def mean_velocity(
 def rms(x: Tensor) -> float:
     """Root of the mean squared length of the rows of x."""
     return x.square().sum(-1).mean().sqrt().item()
+
+
+def fit(policy: nn.Module, loss: Callable[[], Tensor], steps: int) -> Tensor:
+    """Train by Adam on `loss()`, with a learning rate that falls to zero; returns the loss of every step (steps,)."""
+    optimizer = torch.optim.Adam(policy.parameters(), lr=2e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses = torch.empty(steps)
+    for k in range(steps):
+        value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses[k] = value.detach()
+    return losses
