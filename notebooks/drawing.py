@@ -233,7 +233,7 @@ def shrinking_step(
     (ends,) = left.plot([], [], "o", color=ORANGE)
     room = (u.max() - u.min()) / 2
     left.set(title=" ", xlabel=f"r (t = {t})", ylabel="u", ylim=(u.min() - room, u.max() + room))
-    left.legend(loc="upper right", fontsize=10)
+    left.legend(fontsize=10)
     right.axhline(truth, color=GREEN, ls="--", label=f"exact, {truth:.2f}")
     (trace,) = right.semilogx([], [], "o-", color=ORANGE, ms=4, lw=1, label="Eq. 5, float32")
     right.set(xlabel="step $\\Delta r$", ylabel="du/dr", xlim=(1, 1e-13), ylim=(truth - 6, truth + 6))
