@@ -91,7 +91,7 @@ META = {"env": str, "quality": str, "episode_steps": NUMBER}
 META |= dict.fromkeys(("mean_return", "random_return", "expert_return"), NUMBER)
 ROUNDING = 1e-5  # by so much an action may leave [-1, 1]
 # what a file that is not what its name says may raise when it is loaded
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, RuntimeError, MemoryError)
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, RuntimeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 # -------------------- files
@@ -134,12 +134,6 @@ class Dataset:
         """N, O and A."""
         return (*self.observations.shape[1:], self.actions.shape[2])
 
-    def check_fits(self, env: Env) -> None:
-        """Raise ValueError unless the data has the agents and sizes of `env`."""
-        expected = (env.num_agents, env.obs_dim, env.action_dim)
-        if self.sizes != expected:
-            raise ValueError(f"the data has (agents, observations, actions) {self.sizes}, {env.name} has {expected}")
-
     def save(self, path: str | Path) -> None:
         """Write the `.npz`; a file of that name is replaced only by a complete one."""
         arrays = {name: x.cpu().numpy() for name, x in self.arrays().items()}
@@ -149,13 +143,19 @@ class Dataset:
             np.savez(part, meta=np.array(json.dumps(self.meta)), **arrays)
 
     @classmethod
-    def load(cls, path: str | Path, env: str | None = None) -> Dataset:
-        """Read and check a data file; raises ValueError with one line that says what is wrong with it."""
-        names = {other: name for name, others in SYNONYMS.items() for other in (name, *others)}
-        arrays = read_npz(path, only="|".join((*names, "meta", r"prey_(weight|bias)_\d+")))  # others are let alone
+    def load(
+        cls, path: str | Path, env: str | None = None, quality: str | None = None, prey: str | Path | None = None
+    ) -> Dataset:
+        """Read and check a data file; raises ValueError with one line that says what is wrong with it.
+
+        `quality` and `prey` are for a file without meta (see `adopt`).
+        """
+        names = [*itertools.chain(SYNONYMS, *SYNONYMS.values()), "meta", r"prey_(weight|bias)_\d+"]
+        arrays = read_npz(path, only="|".join(names))  # others are let alone
         if "meta" not in arrays and env is not None:
-            plain = {names[name]: as_numbers(f"{path}: {name}", x) for name, x in arrays.items() if name in names}
-            return adopt(path, plain, env)
+            ours = {name: next((x for x in (name, *more) if x in arrays), None) for name, more in SYNONYMS.items()}
+            plain = {name: as_numbers(f"{path}: {own}", arrays[own]) for name, own in ours.items() if own}
+            return adopt(path, plain, env, quality, prey)
         meta, count = read_meta(path, arrays, env), sum(name.startswith("prey_weight_") for name in arrays)
         try:
             names = [(f"prey_weight_{k}", f"prey_bias_{k}") for k in range(count)]
@@ -174,18 +174,25 @@ class Dataset:
         try:
             if meta["env"] in DIMENSIONS:  # one's own environment is made only once, by who uses it
                 env = make_env(meta["env"], prey)
-                data.check_fits(env)
+                check_fits(data.sizes, env)
                 next(rollout(random_actions(env), env, 1, torch.Generator()))  # the prey, too, must fit
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} does not fit {meta['env']}: {first_line(error)}") from error
         return data
 
 
+def check_fits(sizes: Sequence[int], env: Env) -> None:
+    """Raise ValueError unless the sizes (N, O, A) of data or of a run are those of `env`."""
+    expected = (env.num_agents, env.obs_dim, env.action_dim)
+    if tuple(sizes) != expected:
+        raise ValueError(f"the data has (agents, observations, actions) {tuple(sizes)}, {env.name} has {expected}")
+
+
 def read_npz(path: str | Path, only: str = ".*") -> dict[str, np.ndarray]:
     """The arrays of a `.npz` whose names match the pattern `only`; nothing is unpickled."""
-    if not zipfile.is_zipfile(path):
-        what = "is no .npz file: empty, cut short or of another format" if Path(path).exists() else "does not exist"
-        raise ValueError(f"{path} {what}")
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is no .npz file: empty, cut short or of another format")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if re.fullmatch(only, name)}
@@ -212,8 +219,7 @@ def read_meta(path: str | Path, arrays: dict[str, np.ndarray], env: str | None) 
     if wrong:
         raise ValueError(f"{path}: meta: {' or '.join(f'{key} {meta[key]!r}' for key in wrong)} is wrong")
     if env not in (None, NO_ENV, meta["env"]) and {env, meta["env"]} & DIMENSIONS.keys():
-        other = f"{env}-{Path(path).name}"
-        raise ValueError(f"{path} holds data of {meta['env']}: use --env {meta['env']} or --data {other}")
+        raise ValueError(f"{path} holds data of {meta['env']}: use --env {meta['env']}, or other data")
     return meta
 
 
@@ -234,7 +240,7 @@ def as_numbers(name: str, x: np.ndarray) -> np.ndarray:
 def check_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Raise ValueError unless sizes, dtypes and values are as the format says; clips what rounding adds to actions."""
     obs, actions = arrays["observations"], arrays["actions"]
-    if obs.ndim != 3 or actions.ndim != 3 or not len(obs):
+    if obs.ndim != 3 or actions.ndim != 3 or not obs.size or not actions.size:
         raise ValueError(f"{path}: observations {obs.shape} and actions {actions.shape} are no (M, N, O) and (M, N, A)")
     pair = obs.shape[:2]
     shapes = dict(zip(ARRAYS, (obs.shape, (*pair, actions.shape[2]), pair, obs.shape, pair)))
@@ -398,9 +404,10 @@ def own_policy(policy: str, env: Env) -> Callable[..., Tensor]:
 
     def act(obs: Tensor, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         with user_code(f"playing {policy}"):
-            action = torch.as_tensor(function(obs[0].numpy()), dtype=torch.float32)
-        if action.shape != shape or not action.isfinite().all():
-            raise ValueError(f"{policy} gives {tuple(action.shape)}, expected {shape} of finite numbers")
+            action = torch.as_tensor(function(obs[0].numpy().copy()), dtype=torch.float32)  # it may change its copy
+        if action.shape != shape or not (action.abs() <= 1 + ROUNDING).all():
+            largest = f"up to {action.abs().max():g}" if action.shape == shape else tuple(action.shape)
+            raise ValueError(f"{policy} gives actions {largest}, expected {shape} of numbers in [-1, 1]")
         return (action + noise * torch.empty_like(action).normal_(generator=generator)).clamp(-1, 1)[None]
 
     return act
@@ -413,6 +420,7 @@ def write(dataset: Dataset, path: Path, policy: str | None = None) -> None:
     if ":" not in meta["env"]:
         return
     env = make_env(meta["env"])
+    print(f"{path} is written; random actions are played once more, to compare with", flush=True)
     meta["random_return"] = mean_return(random_actions(env), env)
     if policy:
         expert = mean_return(own_policy(policy, env), env)
@@ -431,6 +439,8 @@ def make(
 ) -> Dataset:
     """Collect a data set and write it to `path`, saying so in one line."""
     check_npz(path)
+    if env_name == NO_ENV:
+        raise ValueError(f"--env {env_name}: there is nothing to play")
     player = (policy or "uniformly random actions") if quality == CUSTOM else "the shipped policies"
     what = f"{quality} data of {env_name}, played by {player}"
     print(f"making {path}: {what} (use your own with --data FILE)", flush=True)
@@ -477,7 +487,7 @@ def load_folder(
     """
     folder = Path(folder)
     if inner := sorted(folder.glob("seed_*_data")):
-        raise ValueError(f"{folder} holds several folders of data: name one of {', '.join(x.name for x in inner)}")
+        raise ValueError(f"{folder} holds folders of data: name one of {', '.join(x.name for x in inner)}")
     if env_name == "halfcheetah":
         print("note: public HalfCheetah data is of MuJoCo 2.0; CFCQL's authors report a large drop under later ones")
     return adopt(folder, read_folder(folder, env_name), env_name, quality, prey)
@@ -488,7 +498,7 @@ def read_folder(folder: Path, env_name: str) -> dict[str, np.ndarray]:
     team, arrays = DIMENSIONS.get(env_name, (None,))[0], {}
     for name, others in SYNONYMS.items():
         files = ((i, folder / f"{other}_{i}.npy") for i in range(team or 1000) for other in others)
-        paths = {i: path for i, path in files if path.exists()}
+        paths = {i: path for i, path in reversed([*files]) if path.exists()}  # the first of its names counts
         count = team or max(paths, default=0) + 1
         for i in range(count):
             if i not in paths:
@@ -520,9 +530,14 @@ def adopt(
     meta = {"env": env_name, "quality": quality or CUSTOM, "seed": None, "noise": None, "episode_steps": None}
     meta |= dict.fromkeys(("mean_return", "random_return", "expert_return"))
     if env_name not in DIMENSIONS:
-        if env_name != NO_ENV:
-            arrays["actions"] = make_env(env_name).from_box(arrays["actions"])
-        return Dataset.checked(path, arrays, meta, None)
+        if env_name == NO_ENV:
+            return Dataset.checked(path, arrays, meta, None)
+        env, theirs = make_env(env_name), arrays["actions"]
+        arrays["actions"] = env.from_box(theirs)
+        refuse(path, "actions", theirs, np.abs(arrays["actions"]) > 1 + ROUNDING, f"is outside the box of {env_name}")
+        dataset = Dataset.checked(path, arrays, meta, None)
+        check_fits(dataset.sizes, env)
+        return dataset
     behaviour, where = Behaviour(env_name), Path(path).absolute()
     parts = reversed(where.with_suffix("").parts)
     named = (part.replace("_", "-").removeprefix(f"{env_name}-") for part in parts)
@@ -547,9 +562,9 @@ def adopt(
 def mixed(parts: Sequence[Dataset]) -> Dataset:
     """Medium-expert data from medium and from expert data, in the paper's proportions (see `collect`)."""
     by_quality = {part.meta["quality"]: part for part in parts}
-    if by_quality.keys() != {"medium", "expert"}:
-        found = ", ".join(part.meta["quality"] for part in parts)
-        raise ValueError(f"medium and expert data can be mixed, not {found}")
+    if len(parts) != 2 or by_quality.keys() != {"medium", "expert"} or len({part.meta["env"] for part in parts}) != 1:
+        found = ", ".join("{quality} of {env}".format(**part.meta) for part in parts)
+        raise ValueError(f"medium and expert data of one task can be mixed, not {found}")
     medium, expert = by_quality["medium"], by_quality["expert"]
     one_in = EXPERT_ONE_IN[medium.meta["env"]]
     many = min(len(medium), (one_in - 1) * len(expert))
@@ -564,7 +579,8 @@ def convert(
     sources: Sequence[Path], env_name: str, out: Path, quality: str | None = None, prey: Path | None = None
 ) -> Dataset:
     """Write a data file from a folder in OMAR's layout, from a `.npz`, or from two of medium and of expert data."""
-    parts = [load_folder(x, env_name, quality, prey) if x.is_dir() else Dataset.load(x, env_name) for x in sources]
+    loads = (load_folder if source.is_dir() else Dataset.load for source in sources)
+    parts = [load(source, env_name, quality, prey) for load, source in zip(loads, sources)]
     dataset = parts[0] if len(parts) == 1 else mixed(parts)
     write(dataset, out)
     return dataset
@@ -604,6 +620,9 @@ def interruptible() -> Iterator[threading.Event]:
             for s in previous:
                 signal.signal(s, signal.SIG_IGN)  # the threads end in a moment
             raise KeyboardInterrupt
+        os.write(
+            2, b"\nending with a last evaluation; Ctrl-C again leaves at once\n"
+        )  # print may be in the middle of one
         stop.set()
 
     # signals reach the main thread only
@@ -685,6 +704,8 @@ class RunFolder:
         device = dataset.observations.device.type
         meta = json.loads(json.dumps(dataset.meta, default=lambda number: number.item()))  # NumPy's numbers
         self.data = {"sizes": list(dataset.sizes), "meta": meta, "prey": dataset.prey, "device": device}
+        rows = slice(None, None, 1 + len(dataset) // 1000)
+        self.data["checksum"] = zlib.crc32(b"".join(x[rows].cpu().numpy().tobytes() for x in dataset.arrays().values()))
         self.step = self.saved_step = self.count = 0
         self.seconds, self._tick = 0.0, time.perf_counter()
         self.history: list[dict[str, float]] = []  # the rows of metrics.csv
@@ -709,15 +730,22 @@ class RunFolder:
         losses = {k: x.item() for k, x in self.losses.items()}
         self.seconds += time.perf_counter() - self._tick
         if bad := [k for k, x in losses.items() if not np.isfinite(x)]:
-            kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint"
             advice = "try a lower --learning-rate or --eta"
-            raise ValueError(f"up to step {self.step} {bad[0]} is no finite number: it diverged ({advice}); {kept}")
+            raise self.ended(f"up to step {self.step} {bad[0]} is no finite number: it diverged ({advice})")
         return losses
+
+    def ended(self, why: object) -> ValueError:
+        """The error that ends a run, with what is left of it."""
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint"
+        return ValueError(f"{why}; {kept}")
 
     def record(self, score: Callable[[], Tensor]) -> dict[str, str]:
         """Add a row to metrics.csv for the returns that `score` evaluates; returns what a progress bar shows."""
         losses = self.finite_losses()
-        row = {"step": self.step} | figures(score()) | losses | {"training_seconds": self.seconds}
+        try:
+            row = {"step": self.step} | figures(score()) | losses | {"training_seconds": self.seconds}
+        except ValueError as error:  # one's own environment failed
+            raise self.ended(error) from error
         self.history.append(row)
         self.losses, self.count = {}, 0
         self.write_table()
@@ -749,7 +777,7 @@ class RunFolder:
         state = load_checkpoint(self.path)
         if state["step"] > self.config["steps"]:
             raise ValueError(f"--steps {self.config['steps']}: the run in {self.path} has made {state['step']} already")
-        if any(state[k] != self.data[k] for k in ("sizes", "meta", "device")):
+        if any(state[k] != self.data[k] for k in ("sizes", "meta", "device", "checksum")):
             raise ValueError(f"{self.path} began with other data than {self.config['data']}, or on another device")
         for agent, saved in zip(self.agents, state["agents"]):
             agent.load_state_dict(saved)
@@ -766,7 +794,7 @@ class RunFolder:
         """
         self.record(score)
         summary = report(self.history[-1], self.data["meta"]) if "return" in self.history[-1] else {}
-        milliseconds = 1000 * self.seconds / self.step
+        milliseconds = 1000 * self.seconds / max(self.step, 1)
         training = f"{self.step} steps, {self.seconds:.1f} s, {milliseconds:.1f} ms per step"
         print(f"{'training':>20}  {training}\n{'left in':>20}  {self.path}/")
         if summary:
@@ -831,12 +859,17 @@ def score(
         raise ValueError(f"--export {export}: the name of an exported program ends in .pt2")
     if episodes < 1:
         raise ValueError(f"--episodes {episodes}: must be at least 1")
+    for path in (gif, export):
+        if path and not Path(path).parent.is_dir():
+            raise ValueError(f"{path} lies in no folder that exists")
+    config = agents[0].config
     if export:
         export_agents(agents, state["sizes"], export)
-    config = agents[0].config
     env = make_env(config.env, state["prey"])
     if env is None:
-        return print(f"{config.env}: without an environment there is no score")
+        print("without an environment there is no score")
+        return
+    check_fits(state["sizes"], env)
     report(figures(evaluate(agents, env, episodes, config.seed + 2)), state["meta"])
     if gif:
         save_gif(agents, env, gif, config.seed + 2)
@@ -940,7 +973,7 @@ def parse_options(kind: type, argv: Sequence[str] | None) -> tuple[dict[str, Any
 
 def info(path: Path) -> None:
     """Print what a data file holds."""
-    data = Dataset.load(path)
+    data = Dataset.load(path, NO_ENV)
     for name, x in data.arrays().items():
         print(f"{name:>17}  {list(x.shape)}, mean {x.mean():.3f}, from {x.min():.3f} to {x.max():.3f}")
     for name, value in (data.meta | {"prey": "in the file" if data.prey else "none"}).items():
@@ -954,7 +987,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = commands.add_parser("collect", help="play the shipped policies and write a data file").add_argument
     add("--env", default="world", help=f"{', '.join(DIMENSIONS)}, or MODULE:FUNCTION [world]")
     add("--quality", choices=sorted(QUALITIES), default="expert", help="of the four tasks' data [expert]")
-    add("--policy", help="MODULE:FUNCTION that plays your own environment [random actions]")
+    add("--policy", help="MODULE:FUNCTION, gives your own environment actions in [-1, 1] [random ones]")
     add("--out", type=Path, help="[QUALITY.npz, of your own environment custom.npz]")
     add("--transitions", type=int, default=TRANSITIONS, help="[1,000,000]; medium-replay has less")
     add("--seed", type=int, default=0)
@@ -988,7 +1021,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"data.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("data.py: interrupted, nothing was written", file=sys.stderr)
+        print("data.py: interrupted", file=sys.stderr)
         return 130
     return 0
 

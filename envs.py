@@ -19,8 +19,8 @@ import re
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -349,7 +349,7 @@ class PettingZooTask:
         make = import_function(name)
         with user_code(f"making {name}"):
             self._env = env = make()
-            weakref.finalize(self, getattr(env, "close", bool))  # a window, a port or a simulator that it holds
+            weakref.finalize(self, close, env)
         if not hasattr(env, "possible_agents") or hasattr(env, "agent_iter"):
             kind = f"{name} makes a {type(env).__name__}, which is no PettingZoo parallel environment"
             raise ValueError(f"{kind} (of an AEC environment pettingzoo.utils.conversions.aec_to_parallel makes one)")
@@ -385,8 +385,9 @@ class PettingZooTask:
         seed = torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device).item()
         self.over, self._steps, self._doing = False, 0, f"{self.name}: reset"
         with user_code(self._doing):
-            observed, _ = self._env.reset(seed=seed)
-        return self._checked("observation", observed, self._observed)
+            result = self._env.reset(seed=seed)
+        observed, _ = self._parts(result, "observations, infos")
+        return self._checked("observation", observed, self._observed).reshape(1, self.num_agents, -1)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Move all agents by `actions` (1, N, A) in [-1, 1]; observations (1, N, O), rewards and terminals (1, N)."""
@@ -396,7 +397,10 @@ class PettingZooTask:
             raise ValueError(f"{self._doing}: the episode does not end: give it a time limit")
         boxed = self.to_box(actions[0].cpu().double().numpy())
         with user_code(self._doing):
-            observed, rewards, terminated, truncated, _ = self._env.step(dict(zip(self.agents, boxed)))
+            result = self._env.step(dict(zip(self.agents, boxed)))
+        what = "observations, rewards, terminations, truncations, infos"
+        observed, rewards, terminated, truncated, _ = self._parts(result, what)
+        with user_code(self._doing):
             ends = {a: bool(terminated.get(a, True) or truncated.get(a, True)) for a in self.agents}
             terminals = {a: float(bool(terminated.get(a, True))) for a in self.agents}
         self.over = all(ends.values())
@@ -405,15 +409,22 @@ class PettingZooTask:
             help = "supersuit.black_death_v3 keeps everyone until the end"
             raise ValueError(f"{self._doing}: the episode is over for {first} but not for {last}; {help}")
         return (
-            self._checked("observation", observed, self._observed),
+            self._checked("observation", observed, self._observed).reshape(1, self.num_agents, -1),
             self._checked("reward", rewards, ()),
             self._checked("termination", terminals, ()),
         )
 
-    def _checked(self, what: str, values: dict[str, Any], shape: tuple[int, ...]) -> Tensor:
-        """What the environment returned for every agent, (1, N, O) or (1, N)."""
+    def _parts(self, result: Any, names: str) -> tuple[Any, ...]:
+        """The dictionaries that `reset` or `step` must return."""
+        if not isinstance(result, tuple) or len(result) != len(names.split()):
+            size = f" of {len(result)}" if isinstance(result, tuple) else ""
+            raise ValueError(f"{self._doing} returned a {type(result).__name__}{size}, not ({names})")
+        return result
+
+    def _checked(self, what: str, values: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+        """What the environment returned for every agent, (1, N, *shape)."""
         rows = []
-        if not isinstance(values, dict):
+        if not isinstance(values, Mapping):
             raise ValueError(f"{self._doing}: {what}s are a {type(values).__name__}, not a dictionary by agent")
         for agent in self.agents:
             where = f"{self._doing}: {what} of {agent}"
@@ -428,18 +439,18 @@ class PettingZooTask:
                 raise ValueError(f"{where} has shape {rows[-1].shape}, not {shape}")
             if not np.isfinite(rows[-1]).all():
                 raise ValueError(f"{where} holds NaN or infinite numbers")
-        x = torch.from_numpy(np.stack(rows)).to(self.device)[None]
-        return x.flatten(2) if shape else x
+        return torch.from_numpy(np.stack(rows)).to(self.device)[None]
 
     def to_box(self, actions: np.ndarray) -> np.ndarray:
         """Actions (..., A) in [-1, 1] in the units of the environment's box, and in its shape."""
         shaped = np.clip(actions, -1, 1).reshape(*actions.shape[:-1], *self._box.shape)
-        return (self._middle + shaped * self._reach).astype(self._box.dtype)
+        low, high = self._box.low, self._box.high  # rounding may leave them
+        return np.clip((self._middle + shaped * self._reach).astype(self._box.dtype), low, high)
 
     def from_box(self, actions: np.ndarray) -> np.ndarray:
         """The reverse, in float32; ValueError for other sizes."""
-        if actions.shape[-1] != self.action_dim:
-            raise ValueError(f"{self.name}: its actions are {self.action_dim} numbers, not {actions.shape[-1]}")
+        if actions.shape[-1:] != (self.action_dim,):
+            raise ValueError(f"{self.name}: its actions are {self.action_dim} numbers, not {actions.shape}")
         reach = np.where(self._reach > 0, self._reach, 1).ravel()
         return ((actions - self._middle.ravel()) / reach).astype(np.float32)
 
@@ -447,10 +458,16 @@ class PettingZooTask:
         """Show what the environment renders."""
         with user_code(f"{self.name}: render"):
             picture = self._env.render()
-        if np.ndim(picture) != 3:
+        if np.ndim(picture) != 3 or np.shape(picture)[2] not in (3, 4):
             raise ValueError(f"{self.name} renders no picture: give it render_mode='rgb_array'")
         axes.imshow(picture)
         axes.set(xticks=[], yticks=[])
+
+
+def close(env: Any) -> None:
+    """End what someone's environment holds, such as a window, a port or a simulator; it may have nothing to end."""
+    with suppress(Exception):
+        env.close()
 
 
 @contextmanager
@@ -471,6 +488,8 @@ def import_function(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    if module in ("envs", "data", "om2p"):
+        raise ValueError(f"{name}: {module}.py is a file of this program; give yours another name")
     with user_code(f"importing {name}"):
         found = getattr(importlib.import_module(module), function)
     if not callable(found):
@@ -589,7 +608,7 @@ def save_gif(agents: Sequence[Any], env: Env | None, path: str | Path, seed: int
                     axes.set_title(f"return {returns[episode]:.1f}", fontsize=9)
                 writer.grab_frame()
             writer.finish()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         print(f"note: no {Path(path).name}: {error}")
 
 

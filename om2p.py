@@ -505,14 +505,14 @@ def train(
     """
     from tqdm import tqdm
 
-    from data import load_or_make, open_run, pick_device, thread_each
+    from data import check_fits, load_or_make, open_run, pick_device, thread_each
     from envs import evaluate, make_env, save_gif
 
     device = pick_device(config.device)
     dataset = (dataset or load_or_make(config.data, config.env)).to(device)
     env = make_env(config.env, dataset.prey, device)
     if env is not None:
-        dataset.check_fits(env)
+        check_fits(dataset.sizes, env)
     N, O, A = dataset.sizes
     torch.manual_seed(config.seed)  # before the networks are built
     agents = [make_agent(O, A, config, device, index=i) for i in range(N)]

@@ -723,10 +723,13 @@ def still(): return Task(Box(0, 0, (1,)))
 def ours():
     import data, envs
     return envs.ParticleParallelEnv("world", data.Behaviour("world").env.prey)
-def act(obs): return np.tanh(obs[:, :1] - 5)
+def act(obs):
+    obs -= 5
+    return np.tanh(obs[:, :1])
 def wide(obs): return np.zeros((2, 3))
 def none(obs): return None
 def nan(obs): return np.full((2, 1), np.nan)
+def large(obs): return np.full((2, 1), 3)
 number = 3
 
 class Odd(Task):  # what it returns is changed by `change` at step `when`, 0 for reset
@@ -828,9 +831,9 @@ SPACES = {  # what an environment declares: the line that refuses it, "" if it w
 ODD = {  # what `change` of Odd makes of (observations, infos) at reset, of the five dictionaries at step 2
     0: {
         "fail": f"task:case: reset {PLACE}",
-        "lambda o, i: o[0]": "reset failed (",
-        "lambda o, i: (o, i, i)": "reset failed (",
-        "lambda o, i: None": "reset failed (",
+        "lambda o, i: o": "reset returned a dict, not (observations, infos)",
+        "lambda o, i: (o, i, i)": "reset returned a tuple of 3, not (observations, infos)",
+        "lambda o, i: None": "reset returned a NoneType, not (observations, infos)",
         "lambda o, i: (list(o.values()), i)": "reset: observations are a list, not a dictionary by agent",
         "lambda o, i: ({'left': o['left']}, i)": "reset: observation of right is missing; supersuit.black_death_v3",
         "lambda o, i: (o | {'right': o['right'][0]}, i)": "observation of right has shape (2,), not (1, 2)",
@@ -845,8 +848,8 @@ ODD = {  # what `change` of Odd makes of (observations, infos) at reset, of the 
     },
     2: {
         "fail": f"task:case: step 2 {PLACE}",
-        "lambda o, r, e, l, i: (o, r, e, i)": "step 2 failed (ValueError: not enough values",
-        "lambda o, r, e, l, i: None": "step 2 failed (",
+        "lambda o, r, e, l, i: (o, r, e, i)": "step 2 returned a tuple of 4, not (observations, rewards,",
+        "lambda o, r, e, l, i: None": "step 2 returned a NoneType, not (observations, rewards,",
         "lambda o, r, e, l, i: (o, r, None, l, i)": "step 2 failed (",
         "lambda o, r, e, l, i: (None, r, e, l, i)": "step 2: observations are a NoneType",
         "lambda o, r, e, l, i: ({}, r, e, l, i)": "step 2: observation of left is missing; supersuit.black_death_v3",
@@ -889,6 +892,7 @@ NAMES = {  # what --env names: the line that refuses it
     "raising:make": "importing raising:make failed (raising.py, line 3: ValueError: bad)",
     "leaving:make": "importing leaving:make failed (leaving.py, line 1: SystemExit: 3)",
     "task:number": "no function",
+    "envs:make": "envs.py is a file of this program; give yours another name",
     "task:": "choose from",
     "chess": "choose from",
 }
@@ -904,6 +908,8 @@ def test_names_of_environments_that_cannot_be_made(own_task, capsys, name):
 
 PICTURES = {  # what render does: the note in place of a GIF, "" if there is one
     "fail": PLACE,
+    "lambda: np.zeros((3, 5, 5))": "renders no picture",
+    "lambda: np.full((4, 4, 3), None)": "note: no rollout.gif",
     "lambda: None": "renders no picture",
     "lambda: []": "renders no picture",
     "lambda: np.zeros((4, 4))": "renders no picture",
@@ -930,6 +936,11 @@ def test_training_on_ones_own_environment(own_task, capsys):
     small = ["--hidden-dim", "16", "--steps", "3", "--final-episodes", "5"]
     assert om2p.main(["--env", "task:drawn", "--data", "own.npz", *small]) == 0
     assert Path("runs/task.drawn-custom-seed0/rollout.gif").exists()
+    other = f"{OWN_TASK}\ndef drawn(): return Own(possible_agents=['left', 'right', 'middle'])"
+    Path("task.py").write_text(other)  # the same name, another task
+    del sys.modules["task"]
+    for options in (["--env", "task:drawn", "--data", "own.npz"], ["--evaluate", "runs/task.drawn-custom-seed0"]):
+        assert "(2, 2, 1), task:drawn has (3, 2, 1)" in refused(capsys, om2p.main, *options)
     # without a policy actions are random
     assert data.main(["collect", "--env", "task:make", "--transitions", "50", "--out", "random.npz"]) == 0
     assert om2p.main(["--env", "task:make", "--data", "random.npz", *small, "--out", "run"]) == 0
@@ -940,7 +951,9 @@ def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
     own = ["collect", "--env", "task:make", "--transitions", "50", "--out", "own.npz"]
     assert "(2, 3)" in refused(capsys, data.main, *own, "--policy", "task:wide")
     assert "playing task:none failed (TypeError" in refused(capsys, data.main, *own, "--policy", "task:none")
-    assert "finite" in refused(capsys, data.main, *own, "--policy", "task:nan")
+    assert "gives actions up to nan" in refused(capsys, data.main, *own, "--policy", "task:nan")
+    assert "gives actions up to 3" in refused(capsys, data.main, *own, "--policy", "task:large")
+    assert "nothing to play" in refused(capsys, data.main, "collect", "--env", "none")
     assert "playing task:fail failed (task.py, line" in refused(capsys, data.main, *own, "--policy", "task:fail")
     assert "data.py collect --env task:make" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
     os.mkdir("folder.npz")
@@ -1162,6 +1175,10 @@ def test_folders_in_omars_layout(few, tmp_path, capsys, no_gif):
     world.reset(50, generator())
     assert torch.allclose(world.prey_action()[:, 0], network(world.observations()[1][:, 0]), atol=1e-5)
     assert om2p.main(tiny(folder, tmp_path / "run", "cpu", "--steps", 2)) == 0
+    np.savez(tmp_path / "plain.npz", **{name: x.numpy() for name, x in d.arrays().items()})
+    convert = ["convert", str(tmp_path / "plain.npz"), "--env", "world", "--out", str(out)]
+    assert "names no quality" in refused(capsys, data.main, *convert)
+    assert data.main([*convert, "--quality", "medium"]) == 0 and data.Dataset.load(out).meta["quality"] == "medium"
 
 
 def test_bad_folders_and_preys_are_refused_in_one_line(few, tmp_path, capsys, monkeypatch):
@@ -1201,6 +1218,7 @@ PLAIN = {  # what others' files hold, as functions of arrays that are as ours: t
     "big-endian": (lambda k, x: (k, x.astype(">f8")), ""),
     "Fortran order": (lambda k, x: (k, np.asfortranarray(x)), ""),
     "bool": (lambda k, x: (k, x.astype(bool) if k == "terminals" else x), ""),
+    "two names": (lambda k, x: (k, x), ""),
     "OMAR's names": (lambda k, x: (data.SYNONYMS[k][0], x), ""),
     "states": (lambda k, x: (k.replace("next_observations", "next_states"), x), ""),
     "objects beside": (lambda k, x: (k, x), ""),
@@ -1211,10 +1229,16 @@ PLAIN = {  # what others' files hold, as functions of arrays that are as ours: t
     "columns": (lambda k, x: (k, x[..., None] if k == "rewards" else x), "rewards is float32 of shape"),
     "two agents": (lambda k, x: (k, x[:, :1]), "(1, 2, 1), task:make has (2, 2, 1)"),
     "flat": (lambda k, x: (k, x[:, 0] if k == "observations" else x), "are no (M, N, O) and (M, N, A)"),
-    "wide actions": (lambda k, x: (k, np.tile(x, 3) if k == "actions" else x), "its actions are 1 numbers, not 3"),
+    "wide actions": (
+        lambda k, x: (k, np.tile(x, 3) if k == "actions" else x),
+        "its actions are 1 numbers, not (50, 2, 3)",
+    ),
     "nothing": (lambda k, x: (k, x[:0]), "observations (0, 2, 2)"),
     "1e300": (lambda k, x: (k, x * 1e300 if k == "rewards" else x), "in row 0, agent 0, is NaN or infinite"),
-    "beyond the box": (lambda k, x: (k, x + 3 if k == "actions" else x), "is not in [-1, 1]"),
+    "beyond the box": (
+        lambda k, x: (k, x + 3 if k == "actions" else x),
+        "actions: 7 in row 0, agent 0, is outside the box",
+    ),
     "beyond by rounding": (lambda k, x: (k, np.where(x == 4, 4.00001, x) if k == "actions" else x), "note"),
 }
 
@@ -1228,7 +1252,10 @@ def test_plain_arrays_are_taken_or_refused_in_one_line(own_task, capsys, what):
     arrays = {name: x.numpy() for name, x in d.arrays().items()}
     arrays["actions"] = arrays["actions"] * 2 + 2
     changed = dict(change(k, x) for k, x in arrays.items())
-    np.savez("plain.npz", **changed, **({"infos": np.array([{}])} if "objects" in what else {}))
+    changed |= (
+        {"infos": np.array([{}])} if "objects" in what else {"states": np.zeros(3)} if what == "two names" else {}
+    )
+    np.savez("plain.npz", **changed)
     if message not in ("", "note"):
         assert message in refused(capsys, om2p.main, *tiny("plain.npz", "run"), "--env", "task:make")
         assert not Path("run").exists()
@@ -1273,6 +1300,8 @@ def test_data_alone_is_enough_to_train_resume_and_export(few, tmp_path, monkeypa
     assert "without an environment there is no score" in capsys.readouterr().out
     actions = torch.export.load("policy.pt2").module()(torch.zeros(5, 3, 24), normal(5, 3, 8, 2))
     assert actions.shape == (5, 3, 2)
+    np.save("mine/rews_0.npy", np.zeros(250))
+    assert "began with other data" in refused(capsys, om2p.main, "--resume", "parts", "--steps", "40")
     assert "nosuch.npz does not exist" in refused(capsys, om2p.main, "--env", "none", "--data", "nosuch.npz")
 
 
@@ -1291,7 +1320,7 @@ def test_folders_of_the_field(tmp_path, monkeypatch, capsys):
     assert data.load_folder("simple_tag/random/seed_0_data", "tag").meta["quality"] == "random"
     assert "taken for random data of tag" in capsys.readouterr().out
     assert abs(d.meta["mean_return"] - d.meta["random_return"]) < 20 and d.meta["noise"] is None
-    assert "not expert, random" in refused(
+    assert "not expert of tag, random of tag" in refused(
         capsys, data.main, *convert[:2], "simple_tag/random/seed_0_data", *convert[3:], "--out", "x.npz"
     )
     assert "name one of seed_0_data" in refused(capsys, om2p.main, "--env", "tag", "--data", "simple_tag/expert")
@@ -1583,7 +1612,8 @@ def test_an_environment_that_fails_in_an_evaluation_costs_no_training(own_task, 
             assert om2p.main(command) == 0
     with monkeypatch.context() as patch:
         disturb(patch, sys.modules["task"].Task, "see", 40, lambda _: 1 / 0)
-        assert "failed (test_om2p.py, line" in refused(capsys, om2p.main, *command)
+        error = refused(capsys, om2p.main, *command)
+        assert "failed (test_om2p.py, line" in error and "the checkpoint of step 20 is kept" in error
     assert om2p.main(["--resume", "parts"]) == 0
     assert ending(Path("parts")) == ending(Path("whole"))
 
@@ -1625,3 +1655,4 @@ def test_drawing_and_exporting_a_checkpoint(whole_run, tmp_path, capsys, no_gif)
     scores = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("return  ")]
     assert len({*scores[-4:]}) == 4
     assert "leave out --eta" in refused(capsys, om2p.main, "--evaluate", whole_run, "--eta", "1")
+    assert "no folder" in refused(capsys, om2p.main, "--evaluate", whole_run, "--export", tmp_path / "no" / "a.pt2")
