@@ -7,6 +7,7 @@ import inspect
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -151,6 +152,84 @@ def noise_to_data(frames: dict[str, list[Tensor]], clump: Tensor, hold: int = 8)
     return animate(figure, draw, last + 1 + hold, fps=6)
 
 
+# -------------------- lesson 2
+
+
+def densities(draws: dict[str, tuple[Tensor, Tensor]], grid: Tensor) -> None:
+    """For each xi a histogram of its draws (bars) and its density at the times of `grid` (line)."""
+    figure, panels = plt.subplots(1, len(draws), figsize=(13, 3), sharex=True)
+    for axes, (xi, (t, p)), colour in zip(panels, draws.items(), CLUMPS):
+        axes.hist(t[:, 0].numpy(), bins=50, range=(0, 1), density=True, color=colour, alpha=0.4)
+        axes.plot(grid, p, color="black", lw=1.5)
+        axes.set(title=f"xi = {xi}", xlabel="t", ylim=(0, None))
+    panels[0].set_ylabel("density")
+
+
+def times_square(axes: Axes, title: str) -> None:
+    """Make `axes` the square of all pairs (r, t), with its diagonal and the jump that acting makes."""
+    axes.plot([0, 1], [0, 1], "--", color=GREY, lw=1)
+    axes.scatter(0, 1, marker="*", s=200, color="black", zorder=3)
+    axes.set(title=title, xlabel="r, start of the jump", ylabel="t, end of the jump", aspect=1)
+    axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    axes.label_outer()
+
+
+def pairs_of_times(pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Pairs (r, t) in the square: each title has a kind of times, a colon and xi; a row for each kind."""
+    kinds = list(dict.fromkeys(title.split(":")[0] for title in pairs))
+    columns = len(pairs) // len(kinds)
+    figure, panels = plt.subplots(len(kinds), columns, figsize=(3.5 * columns, 7), sharex=True, sharey=True)
+    for axes, (title, (r, t)) in zip(panels.flat, pairs.items()):
+        axes.scatter(r, t, s=6, color=(ORANGE, BLUE)[kinds.index(title.split(":")[0])], alpha=0.5)
+        times_square(axes, title)
+
+
+def what_the_identity_sees() -> None:
+    """The training times of both kinds in the square, and arrows along which du/dr looks."""
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.2))
+    on_line = [(0.85, 0.15), (0.675, 0.325), (0.325, 0.675), (0.15, 0.85)]
+    in_triangle = [(0.1, 0.3), (0.1, 0.6), (0.4, 0.6), (0.1, 0.85), (0.4, 0.85), (0.65, 0.85)]
+    panels[0].plot([0, 1], [1, 0], color=ORANGE, lw=4)
+    panels[1].fill_between([0, 1], [0, 1], 1, color=BLUE, alpha=0.3)
+    panels[1].plot([0, 1], [0, 1], color=BLUE, lw=4)
+    for axes, title, arrows in zip(panels, ("coupled", "ordered"), (on_line, in_triangle)):
+        for r, t in arrows:
+            axes.annotate("", (r + 0.15, t), (r, t), arrowprops={"arrowstyle": "-|>", "lw": 2, "color": "black"})
+        times_square(axes, title)
+
+
+def samples_and_losses(actions: dict[str, Tensor], losses: dict[str, Tensor], modes: Tensor, near: float) -> None:
+    """One-step actions of each network, blue if `near` a mode (top), and its largest loss in 20 steps (bottom)."""
+    figure = plt.figure(figsize=(12, 6.4))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    for axes, (name, action) in zip(top.subplots(1, len(actions), sharey=True), actions.items()):
+        close = torch.cdist(action, modes).amin(1) < near
+        shown = torch.arange(len(action)) < 1000
+        for mode in modes:
+            axes.add_patch(plt.Circle(mode, near, fill=False, color=GREY))
+        for part, colour in ((action[close & shown], BLUE), (action[~close & shown], ORANGE)):
+            axes.scatter(*part.T, s=3, color=colour)
+        action_axes(axes, f"{name}: {close.float().mean():.2f}", 1.05)
+        axes.label_outer()
+    axes = bottom.subplots()
+    for (name, each), colour, style in zip(losses.items(), (GREY, ORANGE, PINK, BLUE), ("-", "-", "--", "-")):
+        axes.semilogy(range(20, len(each) + 1, 20), each.view(-1, 20).amax(1), style, color=colour, label=name)
+    axes.set(xlabel="training step", ylabel="largest loss in 20 steps", xlim=(0, len(each)), ylim=(0.5, 5e4))
+    axes.legend(ncols=4, loc="upper center")
+
+
+def error_maps(errors: dict[str, Tensor], grid: Tensor, outlines: dict[str, list[list[float]]]) -> None:
+    """The error of each network at every (t, r) of the grid, cut off at 1, with its training times outlined."""
+    figure, panels = plt.subplots(1, len(errors), figsize=(13, 3.7), sharey=True)
+    for axes, (name, error) in zip(panels, errors.items()):
+        image = axes.pcolormesh(grid, grid, error.clamp(max=1), cmap="cividis_r", vmin=0, vmax=1, shading="nearest")
+        axes.plot(*outlines[name], color=ORANGE, lw=3)
+        axes.scatter(0, 1, marker="*", s=250, color=ORANGE, edgecolor="white", clip_on=False, zorder=3)
+        axes.set(title=name, xlabel="r", aspect=1)
+    panels[0].set_ylabel("t")
+    figure.colorbar(image, ax=panels, label="relative error of u", shrink=0.8)
+
+
 # -------------------- lesson 3
 
 
@@ -276,3 +355,129 @@ def cost_bars(panels: dict[str, dict[int, dict[str, float]]], logarithmic: int) 
     row[0].set_ylabel("ratio to the difference")
     row[0].legend(loc="upper left", fontsize=10)
     plt.show()
+
+
+# -------------------- lesson 4
+
+
+def task_and_data(world: Any, colours: dict[str, str], returns: Tensor, low: float, actions: Tensor) -> None:
+    """A start of World; the returns of the recorded episodes beside that of random actions; one agent's actions."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=(1, 1.3, 1.1))
+    world.draw(left, 0)
+    left.spines[:].set_visible(True)
+    kinds = {"team": "predators", "prey": "prey", "obstacle": "obstacle", "food": "food", "forest": "forests"}
+    for kind, name in kinds.items():
+        left.plot([], [], "o", color=colours[kind], label=name)
+    left.legend(fontsize=10, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), columnspacing=1, handletextpad=0)
+    left.set_title("a start")
+    middle.hist(returns, bins=np.arange(-10, 171, 5), color=BLUE)
+    middle.axvline(returns.mean(), color=ORANGE, ls="--", label=f"mean of the data, {returns.mean():.1f}")
+    middle.axvline(low, color=GREY, ls=":", label=f"mean of random actions, {low:.1f}")
+    middle.set(xlabel="return of an episode of 25 steps", ylabel="episodes")
+    middle.legend(fontsize=10, loc="lower center", bbox_to_anchor=(0.5, 1))
+    *_, image = right.hist2d(*actions.T, bins=50, cmap="cividis", norm="log")
+    figure.colorbar(image, label="transitions")
+    right.set(xlabel="action 0", ylabel="action 1", title="actions of agent 0", aspect="equal")
+    plt.show()
+
+
+def target_stacks(reward: np.ndarray, follows: np.ndarray, q: np.ndarray, gamma: float) -> None:
+    """The target of some transitions (K,) as a stack, the reward on gamma times what follows; two critics' q (2, K)."""
+    x, target = np.arange(len(reward)), reward + gamma * follows
+    axes = plt.subplots(figsize=(10, 4.6))[1]
+    style = {"width": 0.7, "lw": 1}
+    base, least = gamma * follows, np.minimum(gamma * follows, target)
+    axes.bar(x, least, color=SKY, label=f"what follows: {gamma} mean of $Q'_1, Q'_2$", **style)
+    axes.bar(x, reward.clip(0), bottom=base, color=YELLOW, label="reward, on top of it", **style)
+    cut = {"facecolor": "none", "edgecolor": YELLOW, "hatch": "////", "label": "reward below 0: taken off"}
+    axes.bar(x, base - least, bottom=least, **cut, **style)
+    axes.plot(x, target, "k_", ms=29, mew=2.5, label="target, their sum")
+    for values, shift, mark, colour, name in zip(q, (-0.15, 0.15), "os", (BLUE, ORANGE), "12"):
+        axes.plot(x + shift, values, mark, color=colour, mec="white", label=f"$Q_{name}(o, a)$")
+    axes.set(xlabel=f"{len(x)} of the transitions, by reward", ylabel="reward, or sum of rewards", xticks=[])
+    axes.margins(x=0.02)
+    axes.legend(fontsize=10, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    plt.show()
+
+
+def velocities(noise: Tensor, action: Tensor, a_r: Tensor, r: Tensor, t: Tensor, arrows: dict[str, Tensor]) -> None:
+    """A panel for each row: its path, and (t - r) times each of the velocities in `arrows` (K, 2) from a_r."""
+    figure, panels = plt.subplots(1, len(noise), figsize=(12, 4.5))
+    for k, axes in enumerate(panels):
+        axes.plot(*zip(noise[k], action[k]), color=GREY, zorder=1)
+        axes.plot(*noise[k], "o", color=GREY, label="noise")
+        axes.plot(*action[k], "*", color=PINK, ms=15, label="action")
+        axes.plot(*a_r[k], "ko", ms=6, zorder=4, label="$a_r$")
+        for (name, x), colour in zip(arrows.items(), (YELLOW, BLUE, ORANGE)):
+            style = {"color": colour, "angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.012, "zorder": 3}
+            axes.quiver(*a_r[k], *((t - r)[k] * x[k]), label=f"(t - r) {name}", **style)
+        middle, half = (noise[k] + action[k]) / 2, 0.75 * (noise[k] - action[k]).abs().max().item() + 0.3
+        axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
+        axes.set(xlabel="action 0", title=f"r = {r[k].item():.2f}, t = {t[k].item():.2f}")
+    panels[0].set_ylabel("action 1")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=11)
+    plt.show()
+
+
+def q_maps(grid: Tensor, values: list[Tensor], acted: list[Tensor], recorded: Tensor) -> None:
+    """A panel for each observation: Q of every action (G, G), the policy's actions (K, 2), that of the data (2,)."""
+    figure, panels = plt.subplots(1, len(values), figsize=(12, 4.1), sharey=True)
+    for k, axes in enumerate(panels):
+        filled = axes.contourf(grid, grid, values[k], 14, cmap="cividis")
+        figure.colorbar(filled, ax=axes, label="Q(o, action)" if axes is panels[-1] else None, shrink=0.8)
+        dots = {"color": "white", "mec": "black", "mew": 0.5, "ms": 4, "clip_on": False}
+        axes.plot(*acted[k].T, "o", label="one-step actions of the policy", **dots)
+        axes.plot(*recorded[k], "*", color=ORANGE, mec="white", ms=17, clip_on=False, label="action of the data")
+        axes.set(xlabel="action 0", aspect="equal", title=f"observation {k}")
+    panels[0].set_ylabel("action 1")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2, facecolor="#999999", frameon=True)
+    plt.show()
+
+
+def training(curve: np.ndarray, losses: np.ndarray, marks: dict[str, float]) -> None:
+    """Returns (update, mean, standard error) with lines to compare; cloning loss and Q (updates, 2) of one agent."""
+    steps, mean, error = curve.T
+    panels = plt.subplots(1, 3, figsize=(13, 4), width_ratios=(1.5, 1, 1))[1]
+    panels[0].plot(steps, mean, "o-", color=BLUE, label="OM2P")
+    panels[0].fill_between(steps, mean - error, mean + error, color=BLUE, alpha=0.25, lw=0)
+    for (name, value), colour, style in zip(marks.items(), (ORANGE, GREY), ("--", ":")):
+        panels[0].axhline(value, color=colour, ls=style, label=name)
+    panels[0].set(xlabel="update", ylabel="return (mean and standard error)")
+    panels[0].legend(loc=(0.5, 0.25))
+    smooth = losses.reshape(-1, 20, 2).mean(1)
+    names = ("cloning loss $L_{bc}$ of agent 2", "mean Q of agent 2's actions")
+    for axes, values, name, colour in zip(panels[1:], smooth.T, names, (GREEN, PINK)):
+        axes.plot(np.arange(10, len(losses), 20), values, color=colour)
+        axes.set(xlabel="update", ylabel=name, ylim=(0, None))
+    plt.show()
+
+
+def films(world: Any, plays: dict[str, tuple[Tensor, Tensor]]) -> object:
+    """A GIF with a row for each team and a column for each episode, all on one scale that keeps everyone in view.
+
+    A play is positions (T, B, E, 2) of one particle world and returns so far (T, B).
+    """
+    T, B = next(iter(plays.values()))[1].shape
+    square = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])  # where everyone starts
+    everywhere = torch.cat([places.flatten(0, 2) for places, _ in plays.values()] + [square])
+    low, high = everywhere.amin(0), everywhere.amax(0)
+    middle, half = (low + high) / 2, (high - low).max() / 2 + 0.15
+    limits = dict(zip(("xlim", "ylim"), torch.stack([middle - half, middle + half], 1).tolist()))
+    figure, panels = plt.subplots(len(plays), B, figsize=(3.3 * B, 3.6 * len(plays)), squeeze=False)
+
+    def draw(frame: int) -> None:
+        frame = min(frame, T - 1)
+        figure.suptitle(f"step {frame + 1}", fontsize=11)
+        for row, (name, (places, returns)) in zip(panels, plays.items()):
+            world.set_state(places[frame])
+            for episode, axes in enumerate(row):
+                axes.clear()
+                world.draw(axes, episode)
+                axes.add_patch(plt.Rectangle((-1, -1), 2, 2, fill=False, color=GREY, ls=":", zorder=0))
+                axes.set(**limits)
+                axes.spines[:].set_visible(True)
+                axes.set_title(f"return {returns[frame, episode]:.1f}", fontsize=10)
+            row[0].set_ylabel(name)
+
+    return animate(figure, draw, T + 6, fps=8)
