@@ -377,7 +377,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
 def jacobian_derivative(
     policy: torch.nn.Module, obs: Tensor, a_r: Tensor, r: Tensor, t: Tensor, v: Tensor, u: Tensor
 ) -> Tensor:
-    """du/dr from the Jacobian of the whole batch, (B, A, B, A) and (B, A, B, 1), formed as the authors' release has JAX do it."""
+    """du/dr from the Jacobian of the whole batch, as in the authors' release (which is in JAX)."""
     by_action, by_time = torch.autograd.functional.jacobian(lambda a, s: policy(obs, a, s, t), (a_r, r))
     return (torch.einsum("biaj,aj->bi", by_action, v) + by_time.sum((2, 3))).detach()
 

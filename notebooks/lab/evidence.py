@@ -449,6 +449,72 @@ def verdicts_ablations() -> list[str]:
     return lines
 
 
+# -------------------- all claims
+
+Claim = tuple[str, str, str, str]  # what the paper claims, its figure, ours, and whether it holds
+
+
+def ratio_claim(what: str, paper: float, ours: float) -> Claim:
+    """A claim that something is so many times something else; it holds if ours is at least nine tenths of it."""
+    holds = "yes" if ours >= 0.9 * paper else "in part" if ours > 1.05 else "no"
+    return what, f"x {paper:.2f}", f"x {ours:.2f}", holds
+
+
+def order_claim(what: str, a: BySeed, b: BySeed, equal: bool = False) -> Claim:
+    """A claim that a is above b, or with `equal` no different; "open" where the seeds do not tell."""
+    text, word = difference(a, b)
+    holds = "no" if word == "below" else "yes" if word == "above" else "open"
+    if equal:
+        holds = "not refuted" if holds == "open" else "no"
+    return what, "equal" if equal else "above", text, holds
+
+
+def claims() -> list[Claim]:
+    """Those of Tables 1 and 2 and of Figures 2 to 4, the latter with the paper's settings."""
+    found, rows = table_1(), []
+    for env, cells in CELLS_OF.items():
+        ours = {s: average([found[cell, s] for cell in cells]) for s in TABLE_1[env]}
+        paper = {s: statistics.mean(row) for s, row in TABLE_1[env].items()}
+        best = max((s for s in ours if s != OURS), key=lambda s: mean_and_spread(ours[s])[0])
+        rows.append(order_claim(f"{TASKS[env]}: OM2P above the best other, {NAMES[best]}", ours[OURS], ours[best]))
+        for s in ("omar", "ma-sfbc"):
+            times = mean_and_spread(ours[OURS])[0] / mean_and_spread(ours[s])[0]
+            rows.append(ratio_claim(f"{TASKS[env]}: OM2P over {NAMES[s]}", paper[OURS] / paper[s], times))
+    for cell, times in OVER_DATA.items():
+        over = mean_and_spread(found[cell, OURS])[0] / DATA_RETURNS[cell]
+        rows.append(
+            ratio_claim("{}, {}: OM2P over its data".format(TASKS[(c := cell.split("/"))[0]], c[1]), times, over)
+        )
+    ours = {row["system"]: (row["seconds_per_10000_steps"], row["megabytes"]) for row in table(RESULTS / "table_2.csv")}
+    for k, what in enumerate(("time", "memory")):
+        for s, paper in TABLE_2.items():
+            if s != PAPERS:
+                times = float(ours[s][k]) / float(ours[PAPERS][k])
+                name = NAMES.get(s, "exact gradients, as a full Jacobian")
+                rows.append(ratio_claim(f"{what} of training, {name} over OM2P", paper[k] / TABLE_2[PAPERS][k], times))
+    last = {name: finals(name) for name in ("figure2", "figure3", "figure4")}
+    beta, uniform, *_ = (last["figure2"]["world/expert", *key] for key in CLONING.values())
+    rows.append(order_claim("World, expert: cloning with Beta(6, 6) times above uniform ones", beta, uniform))
+    for label, key in DIFFERENCES.items():
+        if label.startswith(("1e-8", "1e-12")):
+            pair = (last["figure2"]["world/expert", *x] for x in (key, *EXACT.values()))
+            rows.append(order_claim(f"World, expert: a step of {label} as good as the exact derivative", *pair, True))
+    for cell in WORLD:
+        pair = (last["figure3"][cell, PAPERS, f"--eta {eta}"] for eta in (1000, 0.1))
+        rows.append(order_claim(f"World, {cell.split('/')[1]}: weight of Q 1000 above 0.1", *pair))
+    for part, without in list(PARTS.items())[:3]:
+        cells = [cell for cell in WORLD if (cell, PAPERS, part) in last["figure4"]]
+        pair = (average([last["figure4"][cell, PAPERS, change] for cell in cells]) for change in ("", part))
+        rows.append(order_claim(f"World: everything above {without}", *pair))
+    return rows
+
+
+def text_claims() -> str:
+    """The claims as a table in Markdown."""
+    head = "| the paper's claim | there | here | holds |\n|---|---|---|---|\n"
+    return head + "\n".join(f"| {' | '.join(claim)} |" for claim in claims()).replace("+-", "±")
+
+
 PICTURES = {
     "table1": (draw_table_1, (11, 8)),
     "figure2": (draw_figure_2, (12, 4.5)),
@@ -478,7 +544,7 @@ def main() -> None:
     for name in PICTURES:
         if (RESULTS / f"{name}.csv").exists():
             picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
-    print(*text_table_1(), *text_table_2(), sep="\n")
+    print(text_claims(), *text_table_1(), *text_table_2(), sep="\n")
     for verdicts in VERDICTS.values():
         print(*verdicts(), sep="\n")
 
