@@ -481,3 +481,41 @@ def films(world: Any, plays: dict[str, tuple[Tensor, Tensor]]) -> object:
             row[0].set_ylabel(name)
 
     return animate(figure, draw, T + 6, fps=8)
+
+
+# -------------------- lesson 5
+
+
+def returns_by_kind(panels: dict[str, dict[str, Tensor]], colours: dict[str, str]) -> None:
+    """Histograms of returns, one kind of data above the other, a panel for each task."""
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(13, 3.8))
+    for axes, (title, kinds) in zip(all_axes, panels.items()):
+        for row, (kind, returns) in enumerate(kinds.items()):
+            count, edges = np.histogram(returns.numpy(), bins=20)
+            axes.stairs(row + 0.85 * count / count.max(), edges, baseline=row, fill=True, color=colours[kind])
+        axes.set_title(title, fontsize=12)
+        axes.set(xlabel="return of an episode", yticks=range(len(kinds)), yticklabels=[])
+    all_axes[0].set_yticks(range(len(colours)), colours, va="bottom")
+    plt.show()
+
+
+def curves(named: dict[str, tuple[str, list[float]]], steps: list[int], level: float) -> None:
+    """Scores against training steps, and the data's as a dotted line; each curve has a colour."""
+    _, axes = plt.subplots(figsize=(7, 3.6))
+    for label, (colour, scores) in named.items():
+        axes.plot(steps, scores, "o-", color=colour, label=label)
+    axes.axhline(level, color="black", lw=1, ls=":", label="the data")
+    axes.set(xlabel="training steps", ylabel="normalised score", title="World, medium data")
+    axes.legend(fontsize=11)
+    plt.show()
+
+
+def weights_of_q(returns: dict[str, dict[float, float]], colours: dict[str, str], levels: dict[str, float]) -> None:
+    """Return against eta, a curve for each kind of data, whose own return is a dotted line."""
+    _, axes = plt.subplots(figsize=(7, 3.8))
+    for kind, by_eta in returns.items():
+        axes.plot(*zip(*sorted(by_eta.items())), "o-", color=colours[kind], label=kind)
+        axes.axhline(levels[kind], color=colours[kind], lw=1, ls=":")
+    axes.set(xscale="log", xlabel=r"weight of Q, $\eta$", ylabel="return", title="World, after 1,000 steps")
+    axes.legend(fontsize=11)
+    plt.show()
