@@ -72,12 +72,14 @@ def action_axes(axes: Axes, title: str, limit: float) -> None:
 
 
 def two_goals(play: Callable[[Tensor], object], recorded: Tensor, gaussian: Tensor) -> None:
-    """The start and the mean recorded move of each half (left); the reward of every action, and two sets (right)."""
+    """The start, each half's mean recorded move (left); the reward of every action, a fifth of two sets (right)."""
     line = torch.linspace(-1, 1, 41)
     grid, mean = torch.cartesian_prod(line, line), recorded.mean(0, keepdim=True)
     halves = torch.stack([recorded[(recorded.sum(1) > 0) == up].mean(0) for up in (True, False)])
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.4))
     play(recorded[:1], 0).draw(axes[0], 0)
+    for landmark in axes[0].patches[:3]:
+        landmark.set_zorder(2)  # one lies under agent 1
     for end in play(halves).position[:, 0].tolist():
         axes[0].annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", "lw": 2.5, "color": ORANGE})
     for agent, (x, y) in enumerate(play(recorded[:1], 0).position[0, :3].tolist()):
@@ -86,10 +88,10 @@ def two_goals(play: Callable[[Tensor], object], recorded: Tensor, gaussian: Tens
     reward = play(grid).rewards()[:, 0].view(41, 41)
     image = axes[1].pcolormesh(line, line, reward.T, cmap="Greys", shading="nearest", vmin=10)
     figure.colorbar(image, ax=axes[1], label="team's reward after five steps")
-    axes[1].scatter(*gaussian.T, s=9, color=BLUE, label="Gaussian")
-    axes[1].scatter(*recorded.T, s=9, color=ORANGE, label="recorded")
+    axes[1].scatter(*gaussian[::5].T, s=9, color=BLUE, label="Gaussian")
+    axes[1].scatter(*recorded[::5].T, s=9, color=ORANGE, label="recorded")
     axes[1].scatter(*mean.T, s=110, marker="X", color=YELLOW, edgecolor="black", label="their mean")
-    action_axes(axes[1], "agent 0's action", 1.05)
+    action_axes(axes[1], f"agent 0's action ({len(recorded[::5])} of each)", 1.05)
     axes[1].legend(loc="upper left", fontsize=10, frameon=True, handletextpad=0.1, borderpad=0.2)
 
 
@@ -102,7 +104,9 @@ def clouds(named: dict[str, Tensor], limit: float, width: float = 3.3) -> None:
         axes.label_outer()
 
 
-def straight_and_bent(noise: Tensor, action: Tensor, lines: Tensor, step: Tensor, nearest: Callable) -> None:
+def straight_and_bent(
+    noise: Tensor, action: Tensor, lines: Tensor, step: Tensor, nearest: Callable, modes: Tensor
+) -> None:
     """Straight paths from noise to action, the `lines` (steps, B, 2) of the flow, and one long step for a few."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 5))
     for i, (straight, bent) in enumerate(zip(nearest(action), nearest(lines[-1]))):
@@ -111,20 +115,25 @@ def straight_and_bent(noise: Tensor, action: Tensor, lines: Tensor, step: Tensor
     for start, end in zip(noise, step):
         axes[1].plot(*torch.stack([start, end]).T, "--", color="black", lw=1)
     axes[1].scatter(*step.T, marker="x", s=60, color="black", zorder=4)
-    for ax, title in zip(axes, ("straight paths (black: noise)", "following v_mean (dashed: one long step)")):
+    titles = "straight paths (black: noise)", "following v_mean (dashed: one long step)"
+    for ax, title, ends in zip(axes, titles, (action, lines[-1])):
         ax.scatter(*noise.T, s=14, color="black", zorder=3)
+        ax.scatter(*ends.T, s=22, color=[CLUMPS[i] for i in nearest(ends)], edgecolor="black", lw=0.6, zorder=3)
+        for mode in modes:
+            ax.add_patch(plt.Circle(mode, 0.2, fill=False, color=GREY, lw=1.5))
         action_axes(ax, title, 2)
 
 
 def against_evaluations(counts: list[int], measured: dict[str, dict[str, list[float]]]) -> None:
     """Print and draw each measure of each way to sample against the evaluations; one number alone is a level."""
     looks = {"flow matching": ("o-", ORANGE), "v_mean, Euler steps": (":", GREY), "mean flow": ("s-", BLUE)}
+    looks["evenly on the outline"] = ("-.", GREEN)
     figure, panels = plt.subplots(1, len(measured), figsize=(10, 4))
-    print(f"{'evaluations':<22}" + "".join(f"{k:>6}" for k in counts))
+    print(f"{'evaluations':<24}" + "".join(f"{k:>6}" for k in counts))
     for axes, (label, ways) in zip(panels, measured.items()):
         print(label)
         for name, values in ways.items():
-            print(f"  {name:<20}" + "".join(f"{x:6.2f}" for x in values))
+            print(f"  {name:<22}" + "".join(f"{x:6.2f}" for x in values))
             style, colour = looks.get(name, ("--", "black"))
             axes.plot(counts, values * (len(counts) // len(values)), style, color=colour, label=name)
         axes.set_xscale("log", base=2)
@@ -132,16 +141,16 @@ def against_evaluations(counts: list[int], measured: dict[str, dict[str, list[fl
     panels[0].legend(loc="lower right")
 
 
-def noise_to_data(frames: dict[str, list[Tensor]], clump: Tensor, hold: int = 8) -> object:
+def noise_to_data(frames: dict[str, list[Tensor]], clump: Tensor, hold: int = 18) -> object:
     """An animation of points that move, coloured by the clump they belong to; the last frame stays a while."""
-    figure, panels = plt.subplots(1, len(frames), figsize=(3.2 * len(frames), 3.6))
+    figure, panels = plt.subplots(1, len(frames), figsize=(3.2 * len(frames), 3.9))
     dots = []
     for axes, (title, places) in zip(panels, frames.items()):
         dots.append(axes.scatter(*places[0].T, s=7, c=[CLUMPS[i] for i in clump]))
         action_axes(axes, title, 2)
         axes.set(xticks=range(-2, 3), yticks=range(-2, 3))
         axes.label_outer()
-    caption, last = panels[0].text(-1.85, 1.6, "", bbox={"color": "white"}), len(places) - 1
+    caption, last = figure.suptitle("t = 0.00"), len(places) - 1
 
     def draw(k: int) -> None:
         k = min(k, last)
@@ -199,7 +208,7 @@ def what_the_identity_sees() -> None:
 
 
 def samples_and_losses(actions: dict[str, Tensor], losses: dict[str, Tensor], modes: Tensor, near: float) -> None:
-    """One-step actions of each network, blue if `near` a mode (top), and its largest loss in 20 steps (bottom)."""
+    """One-step actions of each network, green if `near` a mode (top), and its largest loss in 20 steps (bottom)."""
     figure = plt.figure(figsize=(12, 6.4))
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     for axes, (name, action) in zip(top.subplots(1, len(actions), sharey=True), actions.items()):
@@ -207,9 +216,9 @@ def samples_and_losses(actions: dict[str, Tensor], losses: dict[str, Tensor], mo
         shown = torch.arange(len(action)) < 1000
         for mode in modes:
             axes.add_patch(plt.Circle(mode, near, fill=False, color=GREY))
-        for part, colour in ((action[close & shown], BLUE), (action[~close & shown], ORANGE)):
+        for part, colour in ((action[close & shown], GREEN), (action[~close & shown], YELLOW)):
             axes.scatter(*part.T, s=3, color=colour)
-        action_axes(axes, f"{name}: {close.float().mean():.2f}", 1.05)
+        action_axes(axes, f"{name}\n{close.float().mean():.2f} near a mode", 1.05)
         axes.label_outer()
     axes = bottom.subplots()
     for (name, each), colour, style in zip(losses.items(), (GREY, ORANGE, PINK, BLUE), ("-", "-", "--", "-")):
@@ -223,8 +232,8 @@ def error_maps(errors: dict[str, Tensor], grid: Tensor, outlines: dict[str, list
     figure, panels = plt.subplots(1, len(errors), figsize=(13, 3.7), sharey=True)
     for axes, (name, error) in zip(panels, errors.items()):
         image = axes.pcolormesh(grid, grid, error.clamp(max=1), cmap="cividis_r", vmin=0, vmax=1, shading="nearest")
-        axes.plot(*outlines[name], color=ORANGE, lw=3)
-        axes.scatter(0, 1, marker="*", s=250, color=ORANGE, edgecolor="white", clip_on=False, zorder=3)
+        axes.plot(*outlines[name], color=ORANGE, lw=1.5)
+        axes.scatter(0, 1, marker="*", s=250, facecolor="none", edgecolor=ORANGE, lw=1.5, clip_on=False, zorder=3)
         axes.set(title=name, xlabel="r", aspect=1)
     panels[0].set_ylabel("t")
     figure.colorbar(image, ax=panels, label="relative error of u", shrink=0.8)

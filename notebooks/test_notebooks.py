@@ -22,7 +22,7 @@ NOTEBOOKS = sorted(Path(__file__).parent.glob("0*.ipynb"))
 PICTURES = sorted(Path(__file__).parent.glob("pictures/*.png"))
 ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader may write there
     "01": {
-        "return None  # your formula": "return v - (r - t) * du_dr",
+        "return None  # your formula": "return v_t - (t - r) * du_dt",
         "point = None": "point = [-0.14, 0.0]",
         "return None  # your actions (B, 2)": """zero = torch.zeros(len(noise), 1)
     half = zero + 0.5
