@@ -251,12 +251,14 @@ def path_slopes(
     slope: np.ndarray,
     here: int,
     t: float,
+    mean: np.ndarray,
 ) -> None:
-    """u (R, 2) as arrows from `points` of one path; its components against r (R,) with their slopes at r[here]."""
+    """u (R, 2) as arrows from `points` of one path, the mean action; u against r (R,) with its slopes at r[here]."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
     left.plot(*zip(noise, action), color=GREY, lw=1.5)
     left.plot(*noise, "o", color=GREY, label="noise, r = 0")
     left.plot(*action, "*", color=PINK, ms=14, label="action, r = 1")
+    left.plot(*mean, "X", color=GREEN, ms=10, label="the policy's mean action")
     style = {"width": 0.008, "headwidth": 3.5, "headlength": 3.5, "headaxislength": 3.5, "zorder": 3}
     for j in range(0, len(r), 10):
         colour = ORANGE if j == here else BLUE
@@ -268,11 +270,11 @@ def path_slopes(
     left.margins(0.2)
     left.legend(fontsize=10)
     near = slice(here - 20, here + 21)
-    for i, colour in enumerate((BLUE, GREEN)):
+    for i, (colour, other) in enumerate(((BLUE, ORANGE), (GREEN, YELLOW))):
         right.plot(r, u[:, i], color=colour, label=f"u, component {i}")
-        right.plot(r[near], u[here, i] + slope[i] * (r[near] - r[here]), "--", color=ORANGE, lw=2)
-        right.plot(r[here], u[here, i], "o", color=ORANGE)
-    right.plot([], [], "--", color=ORANGE, label=f"slope du/dr at r = {r[here]:.1f}")
+        tangent = u[here, i] + slope[i] * (r[near] - r[here])
+        right.plot(r[near], tangent, "--", color=other, lw=2.5, label=f"its slope du/dr at r = {r[here]:.1f}")
+        right.plot(r[here], u[here, i], "o", color=other)
     right.set(xlabel=f"r (t = {t})", ylabel="u (action units per unit of time)", title="the two components of u")
     right.legend(fontsize=10)
     plt.show()
@@ -290,6 +292,10 @@ def error_floors(
     for d, text in ((1e-12, "the paper,\nTable 4"), (1e-3, "the default\nhere")):
         axes.axvline(d, color=GREY, lw=1, zorder=0)
         axes.text(d * 1.25, 3e-9, text, color=GREY, fontsize=10, va="bottom")
+    last = steps[np.array(errors["float32"]) == 1].max()
+    arrow = {"arrowstyle": "->", "color": ORANGE}
+    style = {"color": ORANGE, "fontsize": 10, "ha": "center", "arrowprops": arrow}
+    axes.annotate("from here to the left\nall are exactly zero", (last, 0.6), (last, 0.01), **style)
     axes.set(xlabel="step $\\Delta r$", ylabel="relative error of du/dr", xlim=(6e-14, 0.2), ylim=(2e-9, 300))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=10)
     plt.show()
@@ -315,18 +321,18 @@ def shrinking_step(
     r: np.ndarray, u: np.ndarray, here: int, t: float, steps: np.ndarray, estimates: np.ndarray, truth: float
 ) -> object:
     """A GIF: the line through the two evaluations of u (R,) at r[here], and its slope, for every step."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), dpi=70)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
     left.plot(r, u, color=BLUE, label="u, component 0")
     (line,) = left.plot([], [], color=ORANGE, lw=2, label="slope by Eq. 5")
     (ends,) = left.plot([], [], "o", color=ORANGE)
     room = (u.max() - u.min()) / 2
     left.set(title=" ", xlabel=f"r (t = {t})", ylabel="u", ylim=(u.min() - room, u.max() + room))
-    left.legend(fontsize=10)
+    left.legend()
     right.axhline(truth, color=GREEN, ls="--", label=f"exact, {truth:.2f}")
     (trace,) = right.semilogx([], [], "o-", color=ORANGE, ms=4, lw=1, label="Eq. 5, float32")
-    right.set(xlabel="step $\\Delta r$", ylabel="du/dr", xlim=(1, 1e-13), ylim=(truth - 6, truth + 6))
-    right.legend(loc="upper left", fontsize=10)
-    seen = estimates.clip(truth - 5.9, truth + 5.9)
+    right.set(xlabel="step $\\Delta r$", ylabel="du/dr", xlim=(1e-13, 1), ylim=(truth - 6.6, truth + 6.6))
+    right.legend(loc="lower right")
+    seen = estimates.clip(truth - 6, truth + 6)
 
     def draw(frame: int) -> None:
         frame = min(frame, len(steps) - 1)
@@ -359,9 +365,9 @@ def cost_bars(panels: dict[str, dict[int, dict[str, float]]], logarithmic: int) 
             bars.set_label(f"hidden_dim {width}")
             digits = [2 if k >= logarithmic else 1 if x < 10 else 0 for x in values / values[0]]
             axes.bar_label(bars, [f"{x:.{n}f}" for x, n in zip(values / values[0], digits)], fontsize=10)
-        axes.set(title=title, xticks=range(len(names)), yscale="log" if k < logarithmic else "linear")
+        scale = "log" if k < logarithmic else "linear"
+        axes.set(title=title, xticks=range(len(names)), yscale=scale, ylabel=f"ratio to the difference ({scale} scale)")
         axes.set_xticklabels([name.replace(" ", "\n") for name in names], fontsize=11)
-    row[0].set_ylabel("ratio to the difference")
     row[0].legend(loc="upper left", fontsize=10)
     plt.show()
 
@@ -369,18 +375,32 @@ def cost_bars(panels: dict[str, dict[int, dict[str, float]]], logarithmic: int) 
 # -------------------- lesson 4
 
 
+def field(world: Any, axes: Axes, episode: int) -> None:
+    """Draw one episode of World with its prey larger than it is and outlined, and its food pink."""
+    from matplotlib.colors import to_rgba
+
+    first = len(axes.patches)
+    world.draw(axes, episode)
+    for disc in axes.patches[first:]:
+        if disc.get_facecolor() == to_rgba(YELLOW):
+            disc.set_color(PINK)
+    prey = world.position[episode, world.num_agents].tolist()
+    axes.add_patch(plt.Circle(prey, 0.075, facecolor=ORANGE, edgecolor="black", lw=1.2))
+
+
 def task_and_data(world: Any, colours: dict[str, str], returns: Tensor, low: float, actions: Tensor) -> None:
     """A start of World; the returns of the recorded episodes beside that of random actions; one agent's actions."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=(1, 1.3, 1.1))
-    world.draw(left, 0)
+    field(world, left, 0)
     left.spines[:].set_visible(True)
     kinds = {"team": "predators", "prey": "prey", "obstacle": "obstacle", "food": "food", "forest": "forests"}
     for kind, name in kinds.items():
-        left.plot([], [], "o", color=colours[kind], label=name)
+        edge = {"mec": "black"} if kind == "prey" else {}
+        left.plot([], [], "o", color=PINK if kind == "food" else colours[kind], label=name, **edge)
     left.legend(fontsize=10, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), columnspacing=1, handletextpad=0)
     left.set_title("a start")
     middle.hist(returns, bins=np.arange(-10, 171, 5), color=BLUE)
-    middle.axvline(returns.mean(), color=ORANGE, ls="--", label=f"mean of the data, {returns.mean():.1f}")
+    middle.axvline(returns.mean(), color=ORANGE, ls="--", label=f"mean of this sample, {returns.mean():.1f}")
     middle.axvline(low, color=GREY, ls=":", label=f"mean of random actions, {low:.1f}")
     middle.set(xlabel="return of an episode of 25 steps", ylabel="episodes")
     middle.legend(fontsize=10, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -401,7 +421,7 @@ def target_stacks(reward: np.ndarray, follows: np.ndarray, q: np.ndarray, gamma:
     cut = {"facecolor": "none", "edgecolor": YELLOW, "hatch": "////", "label": "reward below 0: taken off"}
     axes.bar(x, base - least, bottom=least, **cut, **style)
     axes.plot(x, target, "k_", ms=29, mew=2.5, label="target, their sum")
-    for values, shift, mark, colour, name in zip(q, (-0.15, 0.15), "os", (BLUE, ORANGE), "12"):
+    for values, shift, mark, colour, name in zip(q, (-0.15, 0.15), "os", (BLUE, PINK), "12"):
         axes.plot(x + shift, values, mark, color=colour, mec="white", label=f"$Q_{name}(o, a)$")
     axes.set(xlabel=f"{len(x)} of the transitions, by reward", ylabel="reward, or sum of rewards", xticks=[])
     axes.margins(x=0.02)
@@ -417,7 +437,7 @@ def velocities(noise: Tensor, action: Tensor, a_r: Tensor, r: Tensor, t: Tensor,
         axes.plot(*noise[k], "o", color=GREY, label="noise")
         axes.plot(*action[k], "*", color=PINK, ms=15, label="action")
         axes.plot(*a_r[k], "ko", ms=6, zorder=4, label="$a_r$")
-        for (name, x), colour in zip(arrows.items(), (YELLOW, BLUE, ORANGE)):
+        for (name, x), colour in zip(arrows.items(), (GREEN, BLUE, ORANGE)):
             style = {"color": colour, "angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.012, "zorder": 3}
             axes.quiver(*a_r[k], *((t - r)[k] * x[k]), label=f"(t - r) {name}", **style)
         middle, half = (noise[k] + action[k]) / 2, 0.75 * (noise[k] - action[k]).abs().max().item() + 0.3
@@ -428,19 +448,20 @@ def velocities(noise: Tensor, action: Tensor, a_r: Tensor, r: Tensor, t: Tensor,
     plt.show()
 
 
-def q_maps(grid: Tensor, values: list[Tensor], acted: list[Tensor], recorded: Tensor) -> None:
-    """A panel for each observation: Q of every action (G, G), the policy's actions (K, 2), that of the data (2,)."""
+def q_maps(grid: Tensor, values: list[Tensor], acted: list[Tensor], recorded: Tensor, near: list[Tensor]) -> None:
+    """A panel for each observation: Q of all actions (G, G), the policy's (K, 2), the recorded one, and those near."""
     figure, panels = plt.subplots(1, len(values), figsize=(12, 4.1), sharey=True)
     for k, axes in enumerate(panels):
         filled = axes.contourf(grid, grid, values[k], 14, cmap="cividis")
         figure.colorbar(filled, ax=axes, label="Q(o, action)" if axes is panels[-1] else None, shrink=0.8)
         dots = {"color": "white", "mec": "black", "mew": 0.5, "ms": 4, "clip_on": False}
         axes.plot(*acted[k].T, "o", label="one-step actions of the policy", **dots)
-        axes.plot(*recorded[k], "*", color=ORANGE, mec="white", ms=17, clip_on=False, label="action of the data")
+        axes.plot(*near[k].T, "D", label="recorded nearby", **dots | {"color": ORANGE, "ms": 5})
+        axes.plot(*recorded[k], "*", color=ORANGE, mec="white", ms=17, clip_on=False, label="recorded here")
         axes.set(xlabel="action 0", aspect="equal", title=f"observation {k}")
     panels[0].set_ylabel("action 1")
     handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=2, facecolor="#999999", frameon=True)
+    figure.legend(*handles, loc="outside upper center", ncols=3, facecolor="#999999", frameon=True)
     plt.show()
 
 
@@ -463,33 +484,32 @@ def training(curve: np.ndarray, losses: np.ndarray, marks: dict[str, float]) -> 
 
 
 def films(world: Any, plays: dict[str, tuple[Tensor, Tensor]]) -> object:
-    """A GIF with a row for each team and a column for each episode, all on one scale that keeps everyone in view.
+    """A GIF with a row for each team and a column for each episode; a ring at the edge stands for who left the picture.
 
-    A play is positions (T, B, E, 2) of one particle world and returns so far (T, B).
+    A play is positions (T, B, E, 2) of one particle world, the start first, and returns so far (T, B).
     """
     T, B = next(iter(plays.values()))[1].shape
-    square = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])  # where everyone starts
-    everywhere = torch.cat([places.flatten(0, 2) for places, _ in plays.values()] + [square])
-    low, high = everywhere.amin(0), everywhere.amax(0)
-    middle, half = (low + high) / 2, (high - low).max() / 2 + 0.15
-    limits = dict(zip(("xlim", "ylim"), torch.stack([middle - half, middle + half], 1).tolist()))
     figure, panels = plt.subplots(len(plays), B, figsize=(3.3 * B, 3.6 * len(plays)), squeeze=False)
 
     def draw(frame: int) -> None:
-        frame = min(frame, T - 1)
-        figure.suptitle(f"step {frame + 1}", fontsize=11)
+        frame = min(max(frame - 4, 0), T - 1)  # the start stays a while, and the end
+        figure.suptitle(f"step {frame}", fontsize=13)
         for row, (name, (places, returns)) in zip(panels, plays.items()):
             world.set_state(places[frame])
             for episode, axes in enumerate(row):
                 axes.clear()
-                world.draw(axes, episode)
+                field(world, axes, episode)
+                team = places[frame, episode, : world.num_agents]
+                away = team[team.abs().amax(1) > 1.3].clamp(-1.3, 1.3)
+                (rings,) = axes.plot(*away.T, "o", color=BLUE, mfc="none", ms=10, mew=2, clip_on=False)
+                rings.set_in_layout(False)  # where there are none, the layout would fail
                 axes.add_patch(plt.Rectangle((-1, -1), 2, 2, fill=False, color=GREY, ls=":", zorder=0))
-                axes.set(**limits)
+                axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
                 axes.spines[:].set_visible(True)
-                axes.set_title(f"return {returns[frame, episode]:.1f}", fontsize=10)
+                axes.set_title(f"return {returns[frame, episode]:.1f}", fontsize=12)
             row[0].set_ylabel(name)
 
-    return animate(figure, draw, T + 6, fps=8)
+    return animate(figure, draw, T + 10, fps=8)
 
 
 # -------------------- lesson 5
@@ -499,8 +519,9 @@ def returns_by_kind(panels: dict[str, dict[str, Tensor]], colours: dict[str, str
     """Histograms of returns, one kind of data above the other, a panel for each task."""
     figure, all_axes = plt.subplots(1, len(panels), figsize=(13, 3.8))
     for axes, (title, kinds) in zip(all_axes, panels.items()):
+        edges = np.histogram_bin_edges(torch.cat([*kinds.values()]).numpy(), 40)
         for row, (kind, returns) in enumerate(kinds.items()):
-            count, edges = np.histogram(returns.numpy(), bins=20)
+            count, _ = np.histogram(returns.numpy(), edges)
             axes.stairs(row + 0.85 * count / count.max(), edges, baseline=row, fill=True, color=colours[kind])
         axes.set_title(title, fontsize=12)
         axes.set(xlabel="return of an episode", yticks=range(len(kinds)), yticklabels=[])
@@ -514,7 +535,7 @@ def curves(named: dict[str, tuple[str, list[float]]], steps: list[int], level: f
     for label, (colour, scores) in named.items():
         axes.plot(steps, scores, "o-", color=colour, label=label)
     axes.axhline(level, color="black", lw=1, ls=":", label="the data")
-    axes.set(xlabel="training steps", ylabel="normalised score", title="World, medium data")
+    axes.set(xlabel="training steps", ylabel="normalised score", title="World, medium data", xticks=steps)
     axes.legend(fontsize=11)
     plt.show()
 
@@ -526,5 +547,5 @@ def weights_of_q(returns: dict[str, dict[float, float]], colours: dict[str, str]
         axes.plot(*zip(*sorted(by_eta.items())), "o-", color=colours[kind], label=kind)
         axes.axhline(levels[kind], color=colours[kind], lw=1, ls=":")
     axes.set(xscale="log", xlabel=r"weight of Q, $\eta$", ylabel="return", title="World, after 1,000 steps")
-    axes.legend(fontsize=11)
+    axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()
