@@ -358,12 +358,13 @@ def collect(
 
     behaviour = None if quality == CUSTOM else Behaviour(env_name)
     env = behaviour.env if behaviour else make_env(env_name)
-    parts = {(policy or "random") if quality == CUSTOM else quality: transitions}
-    if quality == "medium-expert":
-        expert = transitions // EXPERT_ONE_IN[env_name]
-        parts = {"medium": transitions - expert, "expert": expert}
-    elif quality == "medium-replay":
+    parts = {policy or "random": transitions}
+    if quality == "medium-replay":
         parts = replay_parts(behaviour, transitions)
+    elif quality not in ("random", CUSTOM):
+        one_in = {"expert": 1, "medium-expert": EXPERT_ONE_IN[env_name]}.get(quality)
+        expert = transitions // one_in if one_in else 0
+        parts = {"medium": transitions - expert, "expert": expert}
     if progress:
         say_size(env, sum(parts.values()))
     pieces = []
