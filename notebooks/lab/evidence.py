@@ -152,18 +152,16 @@ def table_1() -> dict[tuple[str, str], BySeed]:
 
 
 def text_table_1() -> list[str]:
-    """Ours beside the paper's (in brackets), one line for each cell."""
-    found, width = table_1(), {s: max(24, len(name) + 2) for s, name in NAMES.items()}
-    lines = [f"{'':<38}{'data':>8}" + "".join(f"{name:>{width[s]}}" for s, name in NAMES.items())]
+    """Ours beside the paper's (in brackets), a row of a Markdown table for each cell."""
+    found, lines = table_1(), [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
     for cell, level in DATA_RETURNS.items():
         env, quality = cell.split("/")
-        line = f"{TASKS[env] + ', ' + quality:<38}{level:8.1f}"
+        line = f"| {TASKS[env]}, {quality} | {level:.0f}"
         for system in NAMES:
             by_seed = found.get((cell, system))
-            text = "{:.0f} +- {:.0f}".format(*mean_and_spread(by_seed)) if by_seed else "-"
-            paper = f" ({PAPER[cell, system]:g})" if (cell, system) in PAPER else ""
-            line += f"{text + paper:>{width[system]}}"
-        lines.append(line)
+            line += " | {:.0f} ± {:.0f}".format(*mean_and_spread(by_seed)) if by_seed else " | -"
+            line += f" ({PAPER[cell, system]:g})" if (cell, system) in PAPER else ""
+        lines.append(f"{line} |")
     return lines
 
 
@@ -261,16 +259,16 @@ def draw_table_1(figure: Figure) -> None:
 
 
 def text_table_2() -> list[str]:
-    """Time and memory of every system, and their ratios to OM2P as published, beside the paper's ratios."""
-    lines = [f"{'':<38}{'seconds':>9}{'MB':>8}{'time / OM2P':>14}{'(paper)':>9}{'memory / OM2P':>15}{'(paper)':>9}"]
+    """Time and memory of every system, and over those of OM2P as published (the paper's in brackets), as Markdown."""
+    lines = ["| | steps measured | seconds | over OM2P | MB | over OM2P |", "|---" * 6 + "|"]
     rows = {row["system"]: row for row in table(RESULTS / "table_2.csv")}
     ours = {s: (float(row["seconds_per_10000_steps"]), float(row["megabytes"])) for s, row in rows.items()}
     for system in rows if PAPERS in rows else ():
-        time, memory = (x / y for x, y in zip(ours[system], ours[PAPERS]))
-        paper = [f"({x / y:.2f})" for x, y in zip(TABLE_2.get(system, ()), TABLE_2[PAPERS])] or ["", ""]
-        line = "{:<38}{:9.0f}{:8.1f}".format(system, *ours[system])
-        line += f"{time:14.2f}{paper[0]:>9}{memory:15.2f}{paper[1]:>9}   ({rows[system]['steps']} steps)"
-        lines.append(line)
+        line = f"| {system} | {rows[system]['steps']}"
+        paper = TABLE_2.get(system, (None, None))
+        for own, base, theirs, theirs_base in zip(ours[system], ours[PAPERS], paper, TABLE_2[PAPERS]):
+            line += f" | {own:.0f} | {own / base:.2f}" + (f" ({theirs / theirs_base:.2f})" if theirs else "")
+        lines.append(f"{line} |")
     return lines
 
 
@@ -291,23 +289,31 @@ EXACT = {"exact derivative": (PAPERS, "--derivative exact")}
 
 
 def draw_figure_2(figure: Figure) -> None:
-    """World expert: cloning with Beta(6, 6) against uniform times; the whole loss with several steps of Eq. 5."""
-    found, colours = curves("figure2"), (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY, "black")
-    parts = {
-        "cloning: distribution of times": CLONING,
-        r"whole loss: step of the difference $\Delta r$": DIFFERENCES | EXACT,
-    }
-    for axes, (title, wanted) in zip(figure.subplots(1, 2, sharey=True), parts.items()):
-        for (label, key), colour in zip(wanted.items(), (*colours, "black")):
-            by_step = dict(sorted(found.get(("world/expert", *key), {}).items()))
-            means, spreads = zip(*map(mean_and_spread, by_step.values())) if by_step else ((), ())
-            axes.plot(by_step.keys(), means, "--" if label in EXACT else "-", color=colour, label=label)
-            low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
-            axes.fill_between(by_step.keys(), low, high, color=colour, alpha=0.12, lw=0)
-        axes.axhline(DATA_RETURNS["world/expert"], color="black", lw=1, ls=":", label="return of the data")
-        axes.set_title(title, fontsize=12)
-        axes.set(xlabel="training steps", ylabel="return")
-        axes.legend(fontsize=9)
+    """World expert: cloning with two laws of times; the return with each step of Eq. 5 minus the exact derivative's."""
+    cloning, steps = figure.subplots(1, 2)
+    found = curves("figure2")
+    for (label, key), colour in zip(CLONING.items(), (BLUE, ORANGE, GREEN, PINK)):
+        by_step = dict(sorted(found.get(("world/expert", *key), {}).items()))
+        means, spreads = zip(*map(mean_and_spread, by_step.values())) if by_step else ((), ())
+        cloning.plot(by_step.keys(), means, color=colour, label=label)
+        low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
+        cloning.fill_between(by_step.keys(), low, high, color=colour, alpha=0.12, lw=0)
+    cloning.axhline(DATA_RETURNS["world/expert"], color="black", lw=1, ls=":", label="return of the data")
+    cloning.set(xlabel="training steps", ylabel="return", title="cloning: distribution of times")
+    cloning.legend(fontsize=9)
+    last = finals("figure2")
+    exact = last.get(("world/expert", *EXACT["exact derivative"]), {})
+    for row, key in enumerate(DIFFERENCES.values()):
+        scores = last.get(("world/expert", *key), {})
+        gaps = {seed: scores[seed] - exact[seed] for seed in scores.keys() & exact.keys()}
+        if gaps:
+            steps.errorbar(
+                mean_and_spread(gaps)[0], row, xerr=mean_and_spread(gaps)[1], color=BLUE, marker="o", capsize=2
+            )
+    steps.axvline(0, color="black", lw=1, ls=":")
+    steps.set(xlabel="return minus the exact derivative's", title=r"whole loss: step of the difference $\Delta r$")
+    steps.set_yticks(range(len(DIFFERENCES)), DIFFERENCES)
+    steps.invert_yaxis()
 
 
 def verdicts_figure_2() -> list[str]:
