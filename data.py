@@ -13,7 +13,7 @@ A data file is one `.npz` without pickles. M transitions of N agents, float32:
            expert_return of this env with the shipped prey; null where nobody knows
     prey_weight_0, prey_bias_0, ...   the fixed prey that the data was made with: an MLP with ReLU, tanh at its end
 
-A file without meta is read too, with the names and the number types of other projects; `--env` says what it is of.
+A file without meta is read too, also with the array names and number types of other projects; `--env` names its task.
 There the actions of one's own environment are in the units of its box, as its `step` takes them.
 """
 
@@ -37,7 +37,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,8 +77,7 @@ CUSTOM = "custom"  # the quality of data from one's own environment
 TRANSITIONS = 1_000_000
 NOISE = 0.1  # of the policies that play data: standard deviation
 REPLAY = 8  # policies, evenly spaced on the way to medium, that play medium-replay data
-ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminals")
-# the arrays' names elsewhere: D4RL's are ours, the first of these are OMAR's; those of agent i end in _i.npy there
+# other names of the arrays (D4RL's equal ours); the first are OMAR's, whose files of agent i end in _i.npy
 SYNONYMS = {
     "observations": ("obs", "states"),
     "actions": ("acs",),
@@ -86,10 +85,10 @@ SYNONYMS = {
     "next_observations": ("next_obs", "next_states"),
     "terminals": ("dones",),
 }
-NUMBER = (int, float, type(None))
-META = {"env": str, "quality": str, "episode_steps": NUMBER}
-META |= dict.fromkeys(("mean_return", "random_return", "expert_return"), NUMBER)
-ROUNDING = 1e-5  # by so much an action may leave [-1, 1]
+ARRAYS = tuple(SYNONYMS)
+META = {"env": str, "quality": str}
+META |= dict.fromkeys(("episode_steps", "mean_return", "random_return", "expert_return"), (int, float, type(None)))
+ROUNDING = 1e-5  # how far rounding may take an action out of [-1, 1]
 # what a file that is not what its name says may raise when it is loaded
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, RuntimeError)
 UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
@@ -156,7 +155,10 @@ class Dataset:
             ours = {name: next((x for x in (name, *more) if x in arrays), None) for name, more in SYNONYMS.items()}
             plain = {name: as_numbers(f"{path}: {own}", arrays[own]) for name, own in ours.items() if own}
             return adopt(path, plain, env, quality, prey)
-        meta, count = read_meta(path, arrays, env), sum(name.startswith("prey_weight_") for name in arrays)
+        meta = read_meta(path, arrays, env)
+        if prey or quality not in (None, meta["quality"]):
+            raise ValueError(f"{path} holds {meta['quality']} data and its prey: leave out --quality and --prey")
+        count = sum(name.startswith("prey_weight_") for name in arrays)
         try:
             names = [(f"prey_weight_{k}", f"prey_bias_{k}") for k in range(count)]
             prey = [(torch.from_numpy(arrays[weight]), torch.from_numpy(arrays[bias])) for weight, bias in names]
@@ -172,7 +174,7 @@ class Dataset:
         check_arrays(path, arrays)
         data = cls(*(torch.from_numpy(arrays[name]) for name in ARRAYS), meta, prey)
         try:
-            if meta["env"] in DIMENSIONS:  # one's own environment is made only once, by who uses it
+            if meta["env"] in DIMENSIONS:  # one's own is made and checked by its users
                 env = make_env(meta["env"], prey)
                 check_fits(data.sizes, env)
                 next(rollout(random_actions(env), env, 1, torch.Generator()))  # the prey, too, must fit
@@ -362,8 +364,7 @@ def collect(
     if quality == "medium-replay":
         parts = replay_parts(behaviour, transitions)
     elif quality not in ("random", CUSTOM):
-        one_in = {"expert": 1, "medium-expert": EXPERT_ONE_IN[env_name]}.get(quality)
-        expert = transitions // one_in if one_in else 0
+        expert = {"expert": transitions, "medium-expert": transitions // EXPERT_ONE_IN[env_name]}.get(quality, 0)
         parts = {"medium": transitions - expert, "expert": expert}
     if progress:
         say_size(env, sum(parts.values()))
@@ -379,9 +380,8 @@ def collect(
     arrays, returns, lengths = zip(*pieces)
     meta = {"env": env_name, "quality": quality, "seed": seed, "noise": None if set(parts) == {"random"} else noise}
     meta |= {"episode_steps": env.episode_steps or max(lengths), "mean_return": torch.cat(returns).mean().item()}
-    meta |= {f"{name}_return": None for name in ("random", "expert")}
-    if behaviour:
-        meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
+    known = behaviour.meta if behaviour else {"random_return": None, "expert_return": None}
+    meta |= {k: v for k, v in known.items() if k.endswith("_return")}
     return Dataset(*(torch.cat(x) for x in zip(*arrays)), meta, env.prey)
 
 
@@ -407,15 +407,15 @@ def own_policy(policy: str, env: Env) -> Callable[..., Tensor]:
         with user_code(f"playing {policy}"):
             action = torch.as_tensor(function(obs[0].numpy().copy()), dtype=torch.float32)  # it may change its copy
         if action.shape != shape or not (action.abs() <= 1 + ROUNDING).all():
-            largest = f"up to {action.abs().max():g}" if action.shape == shape else tuple(action.shape)
-            raise ValueError(f"{policy} gives actions {largest}, expected {shape} of numbers in [-1, 1]")
+            found = f"up to {action.abs().max():g}" if action.shape == shape else tuple(action.shape)
+            raise ValueError(f"{policy} gives actions {found}, expected {shape} of numbers in [-1, 1]")
         return (action + noise * torch.empty_like(action).normal_(generator=generator)).clamp(-1, 1)[None]
 
     return act
 
 
 def write(dataset: Dataset, path: Path, policy: str | None = None) -> None:
-    """Save data; of one's own environment once more, with the returns of random actions and of `policy`."""
+    """Save data. For one's own environment then play random actions and `policy`, and save again with their returns."""
     dataset.save(path)
     meta = dataset.meta
     if ":" not in meta["env"]:
@@ -442,7 +442,9 @@ def make(
     check_npz(path)
     if env_name == NO_ENV:
         raise ValueError(f"--env {env_name}: there is nothing to play")
-    player = (policy or "uniformly random actions") if quality == CUSTOM else "the shipped policies"
+    if policy and env_name in DIMENSIONS:
+        raise ValueError(f"--policy {policy}: only your own environment is played by it; leave it out")
+    player = (policy or "uniformly random actions") if quality in ("random", CUSTOM) else "the shipped policies"
     what = f"{quality} data of {env_name}, played by {player}"
     print(f"making {path}: {what} (use your own with --data FILE)", flush=True)
     dataset = collect(env_name, quality, transitions, seed, noise, policy)
@@ -523,13 +525,12 @@ def adopt(
     quality: str | None = None,
     prey: str | Path | None = None,
 ) -> Dataset:
-    """Data that says nothing of itself: what it is of is said by `--env` and, for the four tasks, by its path.
+    """A data set from arrays without meta: `env_name` names the task; of the four tasks the path names the quality.
 
-    Those never end truly: a set `done` is a time limit there, and dropped.
+    Their episodes only run out of time, so their terminals become 0.
     """
     check_complete(path, ARRAYS, arrays)
-    meta = {"env": env_name, "quality": quality or CUSTOM, "seed": None, "noise": None, "episode_steps": None}
-    meta |= dict.fromkeys(("mean_return", "random_return", "expert_return"))
+    meta = dict.fromkeys((*META, "seed", "noise")) | {"env": env_name, "quality": quality or CUSTOM}
     if env_name not in DIMENSIONS:
         if env_name == NO_ENV:
             return Dataset.checked(path, arrays, meta, None)
@@ -562,10 +563,10 @@ def adopt(
 
 def mixed(parts: Sequence[Dataset]) -> Dataset:
     """Medium-expert data from medium and from expert data, in the paper's proportions (see `collect`)."""
-    by_quality = {part.meta["quality"]: part for part in parts}
-    if len(parts) != 2 or by_quality.keys() != {"medium", "expert"} or len({part.meta["env"] for part in parts}) != 1:
+    by_quality, tasks = {part.meta["quality"]: part for part in parts}, {part.meta["env"] for part in parts}
+    if len(parts) != 2 or by_quality.keys() != {"medium", "expert"} or len(tasks) != 1 or not tasks <= {*DIMENSIONS}:
         found = ", ".join("{quality} of {env}".format(**part.meta) for part in parts)
-        raise ValueError(f"medium and expert data of one task can be mixed, not {found}")
+        raise ValueError(f"medium and expert data of one of the four tasks can be mixed, not {found}")
     medium, expert = by_quality["medium"], by_quality["expert"]
     one_in = EXPERT_ONE_IN[medium.meta["env"]]
     many = min(len(medium), (one_in - 1) * len(expert))
@@ -621,10 +622,9 @@ def interruptible() -> Iterator[threading.Event]:
             for s in previous:
                 signal.signal(s, signal.SIG_IGN)  # the threads end in a moment
             raise KeyboardInterrupt
-        os.write(
-            2, b"\nending with a last evaluation; Ctrl-C again leaves at once\n"
-        )  # print may be in the middle of one
         stop.set()
+        with suppress(OSError):  # the reader of a pipe may be gone; and not print, which the signal may interrupt
+            os.write(2, b"\nending with a last evaluation; Ctrl-C again leaves at once\n")
 
     # signals reach the main thread only
     previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM) if main_thread}
@@ -701,7 +701,9 @@ class RunFolder:
     CONTINUED = ("step", "seconds", "history", "losses", "count")  # in the checkpoint, besides agents and data
 
     def __init__(self, config: Any, dataset: Dataset, agents: Sequence[Any], stop: threading.Event) -> None:
-        self.path, self.config, self.agents, self.stop = Path(config.out), asdict(config), agents, stop
+        self.path, self.agents, self.stop = Path(config.out), agents, stop
+        # the absolute path, so that resuming from another folder finds the data
+        self.config = asdict(config) | {"data": str(Path(config.data).absolute())}
         device = dataset.observations.device.type
         meta = json.loads(json.dumps(dataset.meta, default=lambda number: number.item()))  # NumPy's numbers
         self.data = {"sizes": list(dataset.sizes), "meta": meta, "prey": dataset.prey, "device": device}
@@ -778,7 +780,7 @@ class RunFolder:
         state = load_checkpoint(self.path)
         if state["step"] > self.config["steps"]:
             raise ValueError(f"--steps {self.config['steps']}: the run in {self.path} has made {state['step']} already")
-        if any(state[k] != self.data[k] for k in ("sizes", "meta", "device", "checksum")):
+        if any(state.get(k) != self.data[k] for k in ("sizes", "meta", "device", "checksum")):
             raise ValueError(f"{self.path} began with other data than {self.config['data']}, or on another device")
         for agent, saved in zip(self.agents, state["agents"]):
             agent.load_state_dict(saved)
@@ -856,13 +858,11 @@ def score(
     agents: Sequence[Any], state: dict[str, Any], episodes: int, gif: str | None = None, export: str | None = None
 ) -> None:
     """Export the agents of a run's checkpoint where asked, score them over fresh episodes, draw them where asked."""
-    if export and not export.endswith(".pt2"):
-        raise ValueError(f"--export {export}: the name of an exported program ends in .pt2")
     if episodes < 1:
         raise ValueError(f"--episodes {episodes}: must be at least 1")
-    for path in (gif, export):
-        if path and not Path(path).parent.is_dir():
-            raise ValueError(f"{path} lies in no folder that exists")
+    for path, suffix in ((gif, ".gif"), (export, ".pt2")):
+        if path and (Path(path).suffix != suffix or not Path(path).parent.is_dir()):
+            raise ValueError(f"{path} does not end in {suffix}, or lies in no folder that exists")
     config = agents[0].config
     if export:
         export_agents(agents, state["sizes"], export)
@@ -956,15 +956,17 @@ def parse_options(kind: type, argv: Sequence[str] | None) -> tuple[dict[str, Any
     parser.add_settings(kind)
     add = parser.add_argument_group("instead of the recommended settings, or of a new run").add_argument
     add("--preset", choices=["recommended", "paper"], default="recommended", help="paper: as it says, with Table 3")
-    add("--resume", metavar="FOLDER", help="continue this run from its checkpoint; --steps may be given anew")
-    add("--evaluate", metavar="FOLDER", help="train nothing: score the checkpoint of this run")
+    add(
+        "--resume", metavar="FOLDER", help="continue this run from its checkpoint; --steps and --data may be given anew"
+    )
+    add("--evaluate", metavar="FOLDER", help="score this run; --seed, --candidates, --act-noise may be given anew")
     add("--episodes", type=int, default=100, help="with --evaluate: how many episodes [100]")
     add("--gif", metavar="FILE", help="with --evaluate: also draw the policies")
     add("--export", metavar="FILE", help="with --evaluate: also write the policies, as torch.export")
     args = parser.parse_args(argv)
     given = {f.name: getattr(args, f.name) for f in fields(kind) if f.name in args}
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    for option, own in (("resume", {"steps"}), ("evaluate", {"seed", "candidates", "act_noise"})):
+    for option, own in (("resume", {"steps", "data"}), ("evaluate", {"seed", "candidates", "act_noise"})):
         if getattr(args, option) and (extra := given.keys() - own):
             parser.error(f"--{option} takes this from the folder: leave out --{min(extra).replace('_', '-')}")
     if (args.gif or args.export) and not args.evaluate:
@@ -995,7 +997,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--noise", type=float, default=NOISE, help="exploration noise, standard deviation [0.1]")
     text = "turn a folder of .npy files in OMAR's layout, or a .npz of the five arrays alone, into a data file"
     add = commands.add_parser("convert", help=text).add_argument
-    add("source", type=Path, nargs="+", help="two folders, of medium and of expert data, become medium-expert")
+    add("source", type=Path, nargs="+", help="two, of medium and of expert data, become medium-expert")
     add("--env", required=True, help=f"{', '.join(DIMENSIONS)}, MODULE:FUNCTION, or {NO_ENV}")
     add("--out", type=Path, required=True)
     add("--quality", choices=sorted(QUALITIES), help="[as the folder's path says]")
@@ -1006,15 +1008,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "info":
             info(args.file)
             return 0
+        check_name(args.env)
         if args.command == "collect":
             if args.transitions < 1 or not 0 <= args.noise < float("inf"):
                 parser.error("--transitions must be at least 1, --noise finite and not negative")
-            check_name(args.env)
             quality = args.quality if args.env in DIMENSIONS else CUSTOM
             out = args.out or Path(f"{quality}.npz")
             dataset = make(args.env, quality, out, args.transitions, args.seed, args.noise, args.policy)
         else:
-            check_name(args.env)
             check_npz(args.out)
             dataset = convert(args.source, args.env, args.out, args.quality, args.prey)
         print(f"wrote {len(dataset):,} transitions with a mean return of {shown(dataset.meta['mean_return'])}")

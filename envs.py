@@ -1,4 +1,4 @@
-"""The tasks of the OM2P paper, and anyone's own, many episodes stepped at once as PyTorch tensors.
+"""The tasks of the OM2P paper, many episodes stepped at once as PyTorch tensors, and anyone's own, one at a time.
 
 `ParticleWorld`: `spread` (Cooperative Navigation), `tag` (Predator-Prey) and `world` (World). They follow the modified
 particle environment that made the public offline datasets; `mpe2` differs in integration order, rewards and
@@ -58,6 +58,7 @@ SCENARIOS = {
 }
 EPISODE_STEPS = 25
 LONGEST_EPISODE, LARGEST_ACTION = 100_000, 1e6  # of one's own environment
+KEEP_ALL = "supersuit.black_death_v3 keeps everyone until the end"
 DT, DAMPING = 0.1, 0.25
 CONTACT_FORCE, CONTACT_MARGIN = 100.0, 1e-3
 PREY_GAIN, TEAM_SPEED, PREY_SPEED = 16.0, 1.0, 1.3
@@ -401,13 +402,12 @@ class PettingZooTask:
         what = "observations, rewards, terminations, truncations, infos"
         observed, rewards, terminated, truncated, _ = self._parts(result, what)
         with user_code(self._doing):
-            ends = {a: bool(terminated.get(a, True) or truncated.get(a, True)) for a in self.agents}
             terminals = {a: float(bool(terminated.get(a, True))) for a in self.agents}
+            ends = {a: bool(terminals[a] or truncated.get(a, True)) for a in self.agents}
         self.over = all(ends.values())
         if any(ends.values()) != self.over:
             first, last = (next(a for a in self.agents if ends[a] is end) for end in (True, False))
-            help = "supersuit.black_death_v3 keeps everyone until the end"
-            raise ValueError(f"{self._doing}: the episode is over for {first} but not for {last}; {help}")
+            raise ValueError(f"{self._doing}: the episode is over for {first} but not for {last}; {KEEP_ALL}")
         return (
             self._checked("observation", observed, self._observed).reshape(1, self.num_agents, -1),
             self._checked("reward", rewards, ()),
@@ -429,11 +429,11 @@ class PettingZooTask:
         for agent in self.agents:
             where = f"{self._doing}: {what} of {agent}"
             if agent not in values:
-                raise ValueError(f"{where} is missing; supersuit.black_death_v3 keeps everyone until the end")
+                raise ValueError(f"{where} is missing; {KEEP_ALL}")
             try:
                 with np.errstate(over="ignore"):
                     rows.append(np.array(values[agent], np.float32))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise ValueError(f"{where} is no array of numbers: {values[agent]!r:.50}") from error
             if rows[-1].shape != shape:
                 raise ValueError(f"{where} has shape {rows[-1].shape}, not {shape}")
@@ -449,7 +449,7 @@ class PettingZooTask:
 
     def from_box(self, actions: np.ndarray) -> np.ndarray:
         """The reverse, in float32; ValueError for other sizes."""
-        if actions.shape[-1:] != (self.action_dim,):
+        if actions.ndim != 3 or actions.shape[2] != self.action_dim:
             raise ValueError(f"{self.name}: its actions are {self.action_dim} numbers, not {actions.shape}")
         reach = np.where(self._reach > 0, self._reach, 1).ravel()
         return ((actions - self._middle.ravel()) / reach).astype(np.float32)
@@ -460,7 +460,8 @@ class PettingZooTask:
             picture = self._env.render()
         if np.ndim(picture) != 3 or np.shape(picture)[2] not in (3, 4):
             raise ValueError(f"{self.name} renders no picture: give it render_mode='rgb_array'")
-        axes.imshow(picture)
+        with user_code(f"{self.name}: drawing what it renders"):
+            axes.imshow(picture)
         axes.set(xticks=[], yticks=[])
 
 
@@ -477,7 +478,9 @@ def user_code(doing: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if not re.search(r"site-packages|importlib|[/\\](envs|data|om2p)\.py$", f.filename)]
+        own = [
+            f for f in frames if not re.search(r"(site|dist)-packages|importlib|[/\\](envs|data|om2p)\.py$", f.filename)
+        ]
         place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: " if own else ""
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{doing} failed ({place}{reason})") from error
@@ -504,7 +507,7 @@ NO_ENV = "none"  # --env none: training on data alone
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError unless `name` is one of the four tasks or looks like MODULE:FUNCTION."""
+    """Raise ValueError unless `name` is one of the four tasks, "none", or looks like MODULE:FUNCTION."""
     if name not in (*DIMENSIONS, NO_ENV) and not all(name.partition(":")):
         raise ValueError(
             f"--env {name}: choose from {', '.join(DIMENSIONS)}, name a function that makes your own PettingZoo "
@@ -608,7 +611,7 @@ def save_gif(agents: Sequence[Any], env: Env | None, path: str | Path, seed: int
                     axes.set_title(f"return {returns[episode]:.1f}", fontsize=9)
                 writer.grab_frame()
             writer.finish()
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         print(f"note: no {Path(path).name}: {error}")
 
 

@@ -31,7 +31,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -498,7 +497,8 @@ def train(
 ) -> tuple[list[Agent], dict[str, Any]]:
     """Algorithm 1: train every agent on one `data.Dataset`, evaluate on the way, leave a new run folder.
 
-    The folder `config.out` gets config.json, metrics.csv, checkpoint.pt, curve.png and rollout.gif (`data.RunFolder`).
+    The folder `config.out` gets config.json, metrics.csv, checkpoint.pt, curve.png and rollout.gif (`data.RunFolder`);
+    without an environment there are no returns and no pictures.
     Returns the agents and the figures of the printed table. Ctrl-C ends the training within ten steps, with all of
     these; `resume` continues from there, bit for bit.
     `make_agent` may build another kind of agent.
@@ -581,8 +581,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dataset = load_or_make(config.data, config.env)
             quality = dataset.meta["quality"]
             out = free_folder(f"{config.env}-{quality}-seed{config.seed}")
-            place = {"data": str(Path(config.data).absolute())}  # so that resuming elsewhere finds it
-            config = Config.of(config.env, quality, args.preset, **{"out": out} | given | place)
+            config = Config.of(config.env, quality, args.preset, **{"out": out} | given)
         summary = train(config, dataset, resume=bool(args.resume))[1]
     except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
         print(f"om2p.py: {error}", file=sys.stderr)

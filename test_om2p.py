@@ -954,6 +954,7 @@ def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
     assert "gives actions up to nan" in refused(capsys, data.main, *own, "--policy", "task:nan")
     assert "gives actions up to 3" in refused(capsys, data.main, *own, "--policy", "task:large")
     assert "nothing to play" in refused(capsys, data.main, "collect", "--env", "none")
+    assert "leave it out" in refused(capsys, data.main, "collect", "--env", "tag", "--policy", "task:act")
     assert "playing task:fail failed (task.py, line" in refused(capsys, data.main, *own, "--policy", "task:fail")
     assert "data.py collect --env task:make" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
     os.mkdir("folder.npz")
@@ -1179,6 +1180,7 @@ def test_folders_in_omars_layout(few, tmp_path, capsys, no_gif):
     convert = ["convert", str(tmp_path / "plain.npz"), "--env", "world", "--out", str(out)]
     assert "names no quality" in refused(capsys, data.main, *convert)
     assert data.main([*convert, "--quality", "medium"]) == 0 and data.Dataset.load(out).meta["quality"] == "medium"
+    assert "leave out --quality" in refused(capsys, data.main, "convert", out, *convert[2:], "--quality", "expert")
 
 
 def test_bad_folders_and_preys_are_refused_in_one_line(few, tmp_path, capsys, monkeypatch):
@@ -1300,8 +1302,12 @@ def test_data_alone_is_enough_to_train_resume_and_export(few, tmp_path, monkeypa
     assert "without an environment there is no score" in capsys.readouterr().out
     actions = torch.export.load("policy.pt2").module()(torch.zeros(5, 3, 24), normal(5, 3, 8, 2))
     assert actions.shape == (5, 3, 2)
+    shutil.move("mine/rews_0.npy", "kept.npy")
     np.save("mine/rews_0.npy", np.zeros(250))
     assert "began with other data" in refused(capsys, om2p.main, "--resume", "parts", "--steps", "40")
+    moved = shutil.copytree("mine", "moved")
+    shutil.copy("kept.npy", "moved/rews_0.npy")
+    assert om2p.main(["--resume", "parts", "--steps", "31", "--data", str(moved)]) == 0
     assert "nosuch.npz does not exist" in refused(capsys, om2p.main, "--env", "none", "--data", "nosuch.npz")
 
 
@@ -1656,3 +1662,4 @@ def test_drawing_and_exporting_a_checkpoint(whole_run, tmp_path, capsys, no_gif)
     assert len({*scores[-4:]}) == 4
     assert "leave out --eta" in refused(capsys, om2p.main, "--evaluate", whole_run, "--eta", "1")
     assert "no folder" in refused(capsys, om2p.main, "--evaluate", whole_run, "--export", tmp_path / "no" / "a.pt2")
+    assert "end in .gif" in refused(capsys, om2p.main, "--evaluate", whole_run, "--gif", tmp_path / "a.mp4")
