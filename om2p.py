@@ -264,26 +264,19 @@ def policy_loss(
     return loss, info | {"policy_loss": loss.detach()}
 
 
-def ascent_loss(critics: Sequence[nn.Module], obs: Tensor, action: Tensor, scale: str) -> tuple[Tensor, Info]:
+def ascent_loss(critics: Sequence[nn.Module], obs: Tensor, action: Tensor, q_scale: str) -> tuple[Tensor, Info]:
     """A loss whose gradient is that of -E[Q(o, a)] for actions (B, A), over a scale of Q in this batch.
 
-    A scale lets eta mean the same for every size of reward. "value": mean |Q|, as in FQL and TD3+BC. The others leave
-    the size of Q out, which grows as the critics bootstrap: "mean" and "rms" of the length of dQ/da over the batch, or
-    for each "row" its own length.
+    A scale lets eta mean the same for every size of reward. "gradient": the mean length of dQ/da, so that eta is a pull
+    in units of an action. "value": mean |Q|, as in FQL and TD3+BC; it grows as the critics bootstrap.
     """
     a = action.detach().requires_grad_()
     q = mean_q(critics, obs, a)
     (dq_da,) = torch.autograd.grad(q.sum(), a)
-    length = dq_da.norm(dim=-1, keepdim=True)
-    scales = {
-        "none": torch.ones_like(q),
-        "value": q.detach().abs().mean(),
-        "mean": length.mean(),
-        "rms": length.square().mean().sqrt(),
-        "row": length,
-    }
-    loss = -(dq_da / scales[scale].clamp_min(1e-6) * action).sum(-1).mean()
-    return loss, {"q": q.detach().mean(), "dq_da": length.mean()}
+    length = dq_da.norm(dim=-1).mean()
+    scale = {"none": torch.ones_like(length), "value": q.detach().abs().mean(), "gradient": length}[q_scale]
+    loss = -(dq_da / scale.clamp_min(1e-6) * action).sum(-1).mean()
+    return loss, {"q": q.detach().mean(), "dq_da": length}
 
 
 # -------------------- settings
@@ -312,8 +305,8 @@ class Config:
     objective: str = option(
         "both", "terms of Eq. 6; bc, q: ablations, Figure 4", choices=("both", "bc", "q"), group="method"
     )
-    eta: float = option(1.0, "weight of the Q term, Eq. 6; if left out, by task and data; paper Table 3")
-    q_scale: str = option("value", "of Q in Eq. 6; paper: none", choices=("none", "value", "mean", "rms", "row"))
+    eta: float = option(1.0, "weight of the Q term, Eq. 6; if left out, by task; paper Table 3")
+    q_scale: str = option("gradient", "what Q in Eq. 6 is divided by; paper: none", choices=("none", "value", "gradient"))
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
     equal_share: float = option(0.5, "share of rows with r = t among ordered times; not in the paper", high=1)
     xi: tuple[float, ...] = option(UNIFORM, "coefficients of p(t; xi), Eq. 4; paper Table 3")
@@ -321,7 +314,7 @@ class Config:
     delta_r: float = option(1e-3, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
     derivative_dtype: str = option("float32", "of du/dr; paper does not say", choices=("float32", "float64"))
     candidates: int = option(8, "one-step actions drawn when acting, the critics' best is taken; paper 1", low=1)
-    act_noise: float = option(0.5, "scale of the noise in Agent.act; if left out, by task and data; paper 1")
+    act_noise: float = option(0.5, "scale of the noise in Agent.act; if left out, by task; paper 1")
     hidden_dim: int = option(
         128, "width of each hidden layer; paper 512, section 7.1", low=1, group="networks and optimisation"
     )
@@ -351,11 +344,10 @@ class Config:
 
     @classmethod
     def of(cls, env: str, quality: str, /, preset: str = "recommended", **given: Any) -> Config:
-        """Settings for data of a task and quality: those of the preset and its part of `TABLE`, then what is given."""
-        no_row = (1.0, UNIFORM, cls.eta, cls.act_noise)
-        paper_eta, paper_xi, eta, act_noise = TABLE.get(f"{env}/{quality}", no_row)
-        settings = {"eta": eta, "act_noise": act_noise}
+        """Settings for data of a task and quality: those of the preset, then what is given."""
+        settings = RECOMMENDED.get(env, {})
         if preset == "paper":
+            paper_eta, paper_xi = TABLE_3.get(f"{env}/{quality}", (1.0, UNIFORM))
             settings = PAPER | {"eta": paper_eta, "xi": paper_xi}
         return cls(**settings | {"env": env} | given)
 
@@ -370,23 +362,29 @@ PAPER = {
     "candidates": 1,
     "act_noise": 1.0,
 }
-TABLE = {  # task/quality: eta, xi of the paper (Table 3), eta, act_noise that measured best here (lab/results/tune.csv)
-    "tag/medium-replay": (100.0, UNIFORM, 300.0, 1.0),
-    "tag/medium": (10.0, (0.0, 0.0, 0.2, 0.0), 100.0, 1.0),
-    "tag/medium-expert": (100.0, (2.0, 0.0, 0.0, 0.0), 100.0, 1.0),
-    "tag/expert": (1.0, UNIFORM, 10.0, 1.0),
-    "world/medium-replay": (100.0, (0.0, 0.0, 0.2, 0.0), 300.0, 1.0),
-    "world/medium": (1000.0, (0.0, 0.0, 0.2, 0.0), 30.0, 1.0),
-    "world/medium-expert": (10000.0, UNIFORM, 30.0, 1.0),
-    "world/expert": (1.0, UNIFORM, 100.0, 1.0),
-    "spread/medium-replay": (1.0, UNIFORM, 30.0, 1.0),
-    "spread/medium": (1.0, UNIFORM, 10.0, 1.0),
-    "spread/medium-expert": (0.1, (0.0, 0.0, 0.05, 0.0), 10.0, 1.0),
-    "spread/expert": (1.0, (0.0, 0.0, 0.1, 0.0), 1.0, 1.0),
-    "halfcheetah/medium-replay": (1.0, UNIFORM, 0.01, 0.0),
-    "halfcheetah/medium": (0.125, UNIFORM, 0.01, 0.5),
-    "halfcheetah/medium-expert": (0.02, UNIFORM, 0.01, 0.5),
-    "halfcheetah/expert": (0.008, UNIFORM, 0.01, 0.0),
+TABLE_3 = {  # of the paper: eta and xi by task/quality
+    "tag/medium-replay": (100.0, UNIFORM),
+    "tag/medium": (10.0, (0.0, 0.0, 0.2, 0.0)),
+    "tag/medium-expert": (100.0, (2.0, 0.0, 0.0, 0.0)),
+    "tag/expert": (1.0, UNIFORM),
+    "world/medium-replay": (100.0, (0.0, 0.0, 0.2, 0.0)),
+    "world/medium": (1000.0, (0.0, 0.0, 0.2, 0.0)),
+    "world/medium-expert": (10000.0, UNIFORM),
+    "world/expert": (1.0, UNIFORM),
+    "spread/medium-replay": (1.0, UNIFORM),
+    "spread/medium": (1.0, UNIFORM),
+    "spread/medium-expert": (0.1, (0.0, 0.0, 0.05, 0.0)),
+    "spread/expert": (1.0, (0.0, 0.0, 0.1, 0.0)),
+    "halfcheetah/medium-replay": (1.0, UNIFORM),
+    "halfcheetah/medium": (0.125, UNIFORM),
+    "halfcheetah/medium-expert": (0.02, UNIFORM),
+    "halfcheetah/expert": (0.008, UNIFORM),
+}
+RECOMMENDED = {  # by task
+    "tag": {"eta": 1.0, "act_noise": 1.0},
+    "world": {"eta": 1.0, "act_noise": 1.0},
+    "spread": {"eta": 0.1, "act_noise": 1.0},
+    "halfcheetah": {"eta": 0.03, "act_noise": 0.0},
 }
 
 

@@ -37,7 +37,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import QUALITIES, make, whole_file  # noqa: E402
-from om2p import TABLE, UNIFORM  # noqa: E402
+from om2p import RECOMMENDED, TABLE_3, UNIFORM  # noqa: E402
 
 RESULTS, DATA = HERE / "results", Path(os.environ.get("OM2P_DATA", HERE.parent / "data"))
 ENVS = ("tag", "world", "spread", "halfcheetah")
@@ -240,8 +240,16 @@ def grid(cells: list[str], variants: list[tuple[str, str]], seeds: tuple[int, ..
 
 
 def table_1() -> list[Run]:
-    """All systems on all cells, with the settings that the search found."""
-    return [run for cell in CELLS for run in grid([cell], [(system, tuned(system, cell)) for system in SYSTEMS])]
+    """All systems on all cells, with the settings that the search found; those whose curves are flat make fewer steps."""
+    variants = {cell: [(s, f"{length(s, cell)} {tuned(s, cell)}") for s in SYSTEMS] for cell in CELLS}
+    return [run for seed in SEEDS for cell in CELLS for run in grid([cell], variants[cell], (seed,))]
+
+
+def length(system: str, cell: str) -> str:
+    """How long a system is trained and how often it is scored: the budget, or four times its steps."""
+    if system in ("bc", "ma-sfbc"):
+        return ""
+    return f"--steps 10000 --eval-every 1000 --eval-episodes {20 if cell.startswith('halfcheetah') else 100}"
 
 
 def figure_2() -> list[Run]:
@@ -268,21 +276,8 @@ def figure_4() -> list[Run]:
     """Only Q, only cloning, everything, with the paper's settings and with ours; uniform times where its are not so."""
     parts = ("--objective q", "--objective bc", "")
     runs = grid(WORLD, [(system, f"--steps 1000 {part}") for system in BOTH for part in parts])
-    other_times = [cell for cell in WORLD if TABLE[cell][1] != UNIFORM]
+    other_times = [cell for cell in WORLD if TABLE_3[cell][1] != UNIFORM]
     return runs + grid(other_times, [("om2p-paper", "--steps 1000 --xi 0 0 0 0")])
-
-
-def scales() -> list[Run]:
-    """What Q is divided by, over a training that is long enough to show a drift."""
-    etas = {"tag/expert": 1, "world/medium-replay": 1, "world/expert": 1, "spread/medium-expert": 1}
-    etas |= {"spread/expert": 0.1, "halfcheetah/medium-expert": 0.05}
-    runs, budget = [], "--steps 10000 --eval-every 1000 --eval-episodes"
-    for seed, scale, (cell, eta) in itertools.product(SEEDS[:2], ("value", "mean", "row", "rms"), etas.items()):
-        eta, act_noise = (TABLE[cell][2] if scale == "value" else eta), TABLE[cell][3]
-        episodes = 20 if cell.startswith("halfcheetah") else 100
-        options = f"{budget} {episodes} --q-scale {scale} --eta {eta:g} --act-noise {act_noise:g}"
-        runs.append(Run("om2p", cell, seed, options))
-    return runs
 
 
 def ablations() -> list[Run]:
@@ -313,26 +308,18 @@ def tries(**values: str) -> list[str]:
     return [" ".join(combination) for combination in itertools.product(*options)]
 
 
-TUNED = {  # per system and task, or cell: the four settings that are tried, those nearest to the data first
+TUNED = {  # per system and task, or cell: the settings that are tried, those nearest to the data first
     "om2p": {
-        "tag": tries(eta="30 100 300 1000"),
-        "tag/expert": tries(eta="3 10 30 100"),
-        "world": tries(eta="30 100 300 1000"),
-        "world/expert": tries(eta="10 30 100 300"),
-        "spread": tries(eta="10 30 100 300"),
-        "spread/expert": tries(eta="1 3 10 30"),
-        "halfcheetah": tries(eta="0.01 0.1", act_noise="0 0.5"),
+        "tag": tries(eta="0.3 1 3"),
+        "world": tries(eta="0.3 1 3"),
+        "spread": tries(eta="0.1 0.3 1"),
+        "halfcheetah": tries(eta="0.01 0.03 0.1", act_noise="0"),
     },
     "ma-fql": {
-        "tag": tries(alpha="0.01 0.003 0.001 0.0003"),
-        "tag/expert": tries(alpha="0.1 0.03 0.01 0.003"),
-        "world": tries(alpha="0.01 0.003 0.001 0.0003"),
-        "world/expert": tries(alpha="0.1 0.03 0.01 0.003"),
-        "spread": tries(alpha="0.03 0.01 0.003 0.001"),
-        "spread/expert": tries(alpha="0.3 0.1 0.03 0.01"),
-        "halfcheetah/medium-expert": tries(alpha="30 10", act_noise="0 0.5"),
-        "halfcheetah/medium-replay": tries(alpha="100 3", act_noise="0 0.5"),
-        "halfcheetah/expert": tries(alpha="100 30", act_noise="0 0.5"),
+        "tag": tries(alpha="1 0.3 0.1"),
+        "world": tries(alpha="1 0.3 0.1"),
+        "spread": tries(alpha="1 0.3 0.1"),
+        "halfcheetah": tries(alpha="100 30 10", act_noise="0"),
     },
     "ma-sfbc": {
         "tag": tries(alpha="100 300 1000 3000"),
@@ -354,42 +341,46 @@ TUNED = {  # per system and task, or cell: the four settings that are tried, tho
 }
 
 
-def trials(system: str, cell: str) -> list[Run]:
-    """The runs of the search for one system's setting on a cell; 2,500 steps, since after 1,000 others are ahead.
+def trials(system: str, cell: str) -> dict[str, Run]:
+    """The runs of the search for one system's setting on a cell, by setting; their seed is that of no table.
 
-    Its seed is that of no table.
+    OM2P and MA-FQL have one setting for a task, searched on its medium-expert data at the table's length. The others'
+    search made 2,500 steps on each kind of data; medium shares medium-expert's.
     """
-    options = TUNED[system].get(cell) or TUNED[system][cell.split("/")[0]]
-    return grid([cell], [(system, f"--steps 2500 {o}") for o in options], seeds=(101,))
+    task = cell.split("/")[0]
+    if system in ("om2p", "ma-fql"):
+        cell, steps = f"{task}/medium-expert", length(system, cell)
+    else:
+        cell, steps = f"{cell}-expert" if cell.endswith("/medium") else cell, "--steps 2500"
+    settings = TUNED[system].get(cell) or TUNED[system][task]
+    return {setting: Run(system, cell, 101, f"{steps} {setting}") for setting in settings}
 
 
 def tuning() -> list[Run]:
-    """As many settings of every system on all cells but medium."""
-    return [run for cell in CELLS if not cell.endswith("/medium") for system in TUNED for run in trials(system, cell)]
+    """As many settings of both systems of a pair on every task or cell."""
+    return list(dict.fromkeys(run for cell in CELLS for system in TUNED for run in trials(system, cell).values()))
 
 
 @functools.cache
 def tuned(system: str, cell: str) -> str:
     """The setting that the search found; OM2P's is said as well as built in, so that a run is known by it."""
     if system == "om2p":
-        return "--eta {2:g} --act-noise {3:g}".format(*TABLE[cell])
+        return "--eta {eta:g} --act-noise {act_noise:g}".format(**RECOMMENDED[cell.split("/")[0]])
     return found(system, cell) if system in TUNED else ""
 
 
 def found(system: str, cell: str) -> str:
     """Of the settings in tune.csv within a standard error of the best return, the one nearest to the data.
 
-    The best of several that cannot be told apart is luck, and medium shares medium-expert's setting. RuntimeError if
-    not all were tried.
+    The best of several that cannot be told apart is luck. RuntimeError if not all were tried.
     """
-    cell = f"{cell}-expert" if cell.endswith("/medium") else cell
     last = ended(RESULTS / "tune.csv")
-    tried = [(run.options.removeprefix("--steps 2500 "), last.get(run.key)) for run in trials(system, cell)]
-    if not all(row for _, row in tried):
+    tried = {setting: last.get(run.key) for setting, run in trials(system, cell).items()}
+    if not all(tried.values()):
         raise RuntimeError(f"{cell} {system}: run reproduce.py --tune first")
-    best = max((row for _, row in tried), key=lambda row: float(row["return"]))
+    best = max(tried.values(), key=lambda row: float(row["return"]))
     enough = float(best["return"]) - float(best["return_std"]) / int(best["episodes"]) ** 0.5
-    return next(options for options, row in tried if float(row["return"]) >= enough)
+    return next(setting for setting, row in tried.items() if float(row["return"]) >= enough)
 
 
 GRIDS = {
@@ -397,7 +388,6 @@ GRIDS = {
     "figure2": figure_2,
     "figure3": figure_3,
     "figure4": figure_4,
-    "scales": scales,
     "ablations": ablations,
     "tune": tuning,
 }
@@ -410,7 +400,6 @@ def main() -> None:
     which.add_argument("--table", dest="grid", type="table{}".format, choices=["table1"], metavar="1")
     which.add_argument("--figure", dest="grid", type="figure{}".format, choices=list(GRIDS)[1:4], metavar="2|3|4")
     which.add_argument("--ablations", dest="grid", action="store_const", const="ablations", help="one choice changed")
-    which.add_argument("--scales", dest="grid", action="store_const", const="scales", help="what Q is divided by")
     which.add_argument("--tune", dest="grid", action="store_const", const="tune", help="the search")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
