@@ -305,8 +305,10 @@ class Config:
     objective: str = option(
         "both", "terms of Eq. 6; bc, q: ablations, Figure 4", choices=("both", "bc", "q"), group="method"
     )
-    eta: float = option(1.0, "weight of the Q term, Eq. 6; if left out, by task; paper Table 3")
-    q_scale: str = option("gradient", "what Q in Eq. 6 is divided by; paper: none", choices=("none", "value", "gradient"))
+    eta: float = option(0.1, "weight of the Q term, Eq. 6; if left out, by task; paper Table 3")
+    q_scale: str = option(
+        "gradient", "what Q in Eq. 6 is divided by; paper: none", choices=("none", "value", "gradient")
+    )
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
     equal_share: float = option(0.5, "share of rows with r = t among ordered times; not in the paper", high=1)
     xi: tuple[float, ...] = option(UNIFORM, "coefficients of p(t; xi), Eq. 4; paper Table 3")

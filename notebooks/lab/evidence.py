@@ -25,11 +25,11 @@ import reproduce  # noqa: E402
 from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
 from reproduce import CELLS, ENVS, RESULTS, WORLD, table  # noqa: E402
 
-# the method as it was at that commit, until its runs are made anew: "om2p" and "om2p-paper"
-OURS, OURS_NAME = "om2p@5c7f10a", "OM2P (ours, @5c7f10a)"
-PAPERS, PAPERS_NAME = "om2p-paper@5c7f10a", "OM2P (paper's settings, @5c7f10a)"
-NAMES = {"bc": "BC", "omar": "OMAR", "ma-sfbc": "MA-SfBC", "ma-fql": "MA-FQL", PAPERS: PAPERS_NAME, OURS: OURS_NAME}
-COLOURS = dict(zip(NAMES, (GREY, YELLOW, PINK, GREEN, ORANGE, BLUE)))
+OURS, OURS_NAME = "om2p", "OM2P (ours)"
+PAPERS, PAPERS_NAME = "om2p-paper", "OM2P (paper's settings)"
+NAMES = {OURS: OURS_NAME, PAPERS: PAPERS_NAME, "ma-fql": "MA-FQL", "omar": "OMAR", "ma-sfbc": "MA-SfBC"}
+NAMES |= {"bc": "cloning"}
+COLOURS = dict(zip(NAMES, (BLUE, ORANGE, GREEN, YELLOW, PINK, GREY)))
 TASKS = dict(tag="Predator-Prey", world="World", spread="Cooperative Navigation", halfcheetah="2-agent HalfCheetah")
 TABLE_1 = {  # of the paper: mean return over 5 seeds, for data of each of QUALITIES
     "tag": {
@@ -97,7 +97,8 @@ def curves(name: str, last: str = "0") -> dict[Key, dict[int, BySeed]]:
     for row in table(RESULTS / f"{name}.csv"):
         if row["last"] == last:
             change = re.sub(r"--(steps|eval-every) \d+ ?", "", row["options"])
-            by_step = found.setdefault((row["cell"], row["system"], change), {})
+            system = row["system"].partition("@")[0]  # without the commit whose method it is
+            by_step = found.setdefault((row["cell"], system, change), {})
             by_step.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
     return found
 
@@ -151,6 +152,11 @@ def table_1() -> dict[tuple[str, str], BySeed]:
     return found
 
 
+def cells_done(found: dict[tuple[str, str], BySeed]) -> dict[str, list[str]]:
+    """By task, the cells on which every system has been run."""
+    return {env: [c for c in cells if all((c, s) in found for s in NAMES)] for env, cells in CELLS_OF.items()}
+
+
 def text_table_1() -> list[str]:
     """Ours beside the paper's (in brackets), a row of a Markdown table for each cell."""
     found, lines = table_1(), [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
@@ -159,28 +165,47 @@ def text_table_1() -> list[str]:
         line = f"| {TASKS[env]}, {quality} | {level:.0f}"
         for system in NAMES:
             by_seed = found.get((cell, system))
-            line += " | {:.0f} ± {:.0f}".format(*mean_and_spread(by_seed)) if by_seed else " | -"
+            line += f" | {with_spread(by_seed)}" if by_seed else " | -"
             line += f" ({PAPER[cell, system]:g})" if (cell, system) in PAPER else ""
         lines.append(f"{line} |")
     return lines
 
 
+def text_averages() -> list[str]:
+    """Averages over the kinds of data of each task that all systems have, as Markdown; last the time of a step."""
+    found, ratios = table_1(), {row["figure"]: float(row["value"]) for row in table(RESULTS / "benchmark.csv")}
+    steps = {system: max(by_step) for (_, system, _), by_step in curves("table1").items()}
+    heads = [f"{name}, {steps[s]:,} steps" for s, name in NAMES.items()]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(NAMES) + 1) + "|"]
+    for env, cells in cells_done(found).items():
+        kinds = "" if cells == CELLS_OF[env] else f" ({', '.join(cell.split('/')[1] for cell in cells)})"
+        texts = [with_spread(average([found[cell, s] for cell in cells])) if cells else "-" for s in NAMES]
+        lines.append(f"| {TASKS[env]}{kinds} | {' | '.join(texts)} |")
+    costs = (ratios[f"{s}: update at width 128 / {OURS}'s"] for s in NAMES)
+    return [*lines, f"| time of a step | {' | '.join(f'x {cost:.2f}' for cost in costs)} |"]
+
+
+def with_spread(scores: BySeed) -> str:
+    """Mean and standard deviation over seeds; of one seed the mean alone."""
+    mean, spread = mean_and_spread(scores)
+    return f"{mean:,.0f} ± {spread:.0f}" if len(scores) > 1 else f"{mean:,.0f}"
+
+
 def verdicts_table_1() -> list[str]:
     """How OM2P stands to every other system on average over the kinds of data of a task, and to the best on each."""
     found, lines = table_1(), []
-    for env, cells in CELLS_OF.items():
-        averages = {s: average([found.get((cell, s), {}) for cell in cells]) for s in NAMES}
+    for env, cells in cells_done(found).items():
+        averages = {s: average([found[cell, s] for cell in cells]) for s in NAMES}
         lines.append(f"{TASKS[env]}: average of {OURS_NAME}, minus that of")
         for system in (s for s in NAMES if s != OURS):
             line = f"    {NAMES[system]}: {above(averages[OURS], averages[system])}"
-            if system in TABLE_1[env] and averages[OURS] and averages[system]:
+            if system in TABLE_1[env]:
                 ratio = mean_and_spread(averages[OURS])[0] / mean_and_spread(averages[system])[0]
                 line += f"; x {ratio:.2f} (paper x {sum(TABLE_1[env][OURS]) / sum(TABLE_1[env][system]):.2f})"
             lines.append(line)
         for cell in cells:
-            means = {s: mean_and_spread(found[cell, s]) for s in NAMES if (cell, s) in found}
-            if OURS in means:
-                lines.append(f"  {cell.split('/')[1]}: {verdict_cell(cell, means)}")
+            means = {s: mean_and_spread(found[cell, s]) for s in NAMES}
+            lines.append(f"  {cell.split('/')[1]}: {verdict_cell(cell, means)}")
     return lines
 
 
@@ -207,14 +232,13 @@ def verdicts_equal_time() -> list[str]:
 
     Averages over the kinds of data of the evaluations of 10 episodes while training.
     """
-    costs = {row["figure"]: float(row["value"]) for row in table(RESULTS / "benchmark.csv")}
+    ratios = {row["figure"]: float(row["value"]) for row in table(RESULTS / "benchmark.csv")}
     lines = ["Table 1 at equal training time: average of OM2P at its end, minus a slower system's by then:"]
     by_cell = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
-    for env, system in itertools.product(ENVS, NAMES):
-        ours, theirs = ([by_cell.get((cell, s), {}) for cell in CELLS_OF[env]] for s in (OURS, system))
-        cost = costs.get(f"{system}: update at width 128 / {OURS}'s", 1.0)
-        if cost > 1 and all(ours) and all(theirs):
-            end = max(ours[0])
+    for (env, cells), system in itertools.product(cells_done(table_1()).items(), NAMES):
+        ours, theirs = ([by_cell[cell, s] for cell in cells] for s in (OURS, system))
+        cost, end = ratios.get(f"{system}: update at width 128 / {OURS}'s", 1.0), max(map(max, ours), default=0)
+        if cost > 1 and all(max(by_step) * cost >= end for by_step in theirs) and cells:
             pair = (
                 average([at_step(by_step, step) for by_step in curve])
                 for curve, step in ((ours, end), (theirs, end / cost))
@@ -258,15 +282,19 @@ def draw_table_1(figure: Figure) -> None:
 # -------------------- Table 2
 
 
+def costs() -> dict[str, tuple[float, float]]:
+    """Seconds of 10,000 steps, and megabytes, by system."""
+    rows = {row["system"].replace("@5c7f10a", ""): row for row in table(RESULTS / "table_2.csv")}
+    return {s: (float(row["seconds_per_10000_steps"]), float(row["megabytes"])) for s, row in rows.items()}
+
+
 def text_table_2() -> list[str]:
     """Time and memory of every system, and over those of OM2P as published (the paper's in brackets), as Markdown."""
-    lines = ["| | steps measured | seconds | over OM2P | MB | over OM2P |", "|---" * 6 + "|"]
-    rows = {row["system"]: row for row in table(RESULTS / "table_2.csv")}
-    ours = {s: (float(row["seconds_per_10000_steps"]), float(row["megabytes"])) for s, row in rows.items()}
-    for system in rows if PAPERS in rows else ():
-        line = f"| {system} | {rows[system]['steps']}"
-        paper = TABLE_2.get(system, (None, None))
-        for own, base, theirs, theirs_base in zip(ours[system], ours[PAPERS], paper, TABLE_2[PAPERS]):
+    lines = ["| | seconds | over OM2P | MB | over OM2P |", "|---" * 5 + "|"]
+    ours = costs()
+    for system, figures in ours.items() if PAPERS in ours else ():
+        line, paper = f"| {system}", TABLE_2.get(system, (None, None))
+        for own, base, theirs, theirs_base in zip(figures, ours[PAPERS], paper, TABLE_2[PAPERS]):
             line += f" | {own:.0f} | {own / base:.2f}" + (f" ({theirs / theirs_base:.2f})" if theirs else "")
         lines.append(f"{line} |")
     return lines
@@ -375,8 +403,7 @@ def verdicts_figure_4() -> list[str]:
 
 # -------------------- what Q is divided by
 
-SCALES = dict(value=(GREY, "mean |Q|"), mean=(BLUE, "mean length of dQ/da"), rms=(SKY, "its root mean square"))
-SCALES |= dict(row=(ORANGE, "each row's own length"))
+SCALES = dict(value=(GREY, "mean abs(Q)"), mean=(BLUE, "mean length of dQ/da"), row=(ORANGE, "each row's own length"))
 
 
 def scales() -> dict[tuple[str, str], dict[int, BySeed]]:
@@ -400,12 +427,15 @@ def draw_scales(figure: Figure) -> None:
     figure.legend(loc="outside lower center", ncols=4)
 
 
-def verdicts_scales() -> list[str]:
-    """By how much each curve ends below its best evaluation, and its end."""
-    lines = ["What Q is divided by: return at the end (best on the way), mean over seeds"]
-    for (cell, scale), by_step in scales().items():
-        means = [mean_and_spread(by_seed)[0] for _, by_seed in sorted(by_step.items())]
-        lines.append(f"    {cell:<26} {SCALES[scale][1]:<24} {means[-1]:8.1f} ({max(means):.1f})")
+def text_scales() -> list[str]:
+    """The return at the end of each curve and the best on the way, mean over seeds, as Markdown."""
+    found, lines = scales(), [f"| | {' | '.join(label for _, label in SCALES.values())} |", "|---|---|---|---|"]
+    for cell in dict.fromkeys(cell for cell, _ in found):
+        line = "| {}, {}".format(TASKS[cell.split("/")[0]], cell.split("/")[1])
+        for scale in SCALES:
+            means = [mean_and_spread(by_seed)[0] for _, by_seed in sorted(found[cell, scale].items())]
+            line += f" | {means[-1]:,.0f} ({max(means):,.0f})"
+        lines.append(f"{line} |")
     return lines
 
 
@@ -478,7 +508,7 @@ def order_claim(what: str, a: BySeed, b: BySeed, equal: bool = False) -> Claim:
 def claims() -> list[Claim]:
     """Those of Tables 1 and 2 and of Figures 2 to 4, the latter with the paper's settings."""
     found, rows = table_1(), []
-    for env, cells in CELLS_OF.items():
+    for env, cells in cells_done(found).items():
         ours = {s: average([found[cell, s] for cell in cells]) for s in TABLE_1[env]}
         paper = {s: statistics.mean(row) for s, row in TABLE_1[env].items()}
         best = max((s for s in ours if s != OURS), key=lambda s: mean_and_spread(ours[s])[0])
@@ -486,16 +516,16 @@ def claims() -> list[Claim]:
         for s in ("omar", "ma-sfbc"):
             times = mean_and_spread(ours[OURS])[0] / mean_and_spread(ours[s])[0]
             rows.append(ratio_claim(f"{TASKS[env]}: OM2P over {NAMES[s]}", paper[OURS] / paper[s], times))
-    for cell, times in OVER_DATA.items():
+    for cell, times in ((cell, times) for cell, times in OVER_DATA.items() if (cell, OURS) in found):
         over = mean_and_spread(found[cell, OURS])[0] / DATA_RETURNS[cell]
         rows.append(
             ratio_claim("{}, {}: OM2P over its data".format(TASKS[(c := cell.split("/"))[0]], c[1]), times, over)
         )
-    ours = {row["system"]: (row["seconds_per_10000_steps"], row["megabytes"]) for row in table(RESULTS / "table_2.csv")}
+    ours = costs()
     for k, what in enumerate(("time", "memory")):
         for s, paper in TABLE_2.items():
             if s != PAPERS:
-                times = float(ours[s][k]) / float(ours[PAPERS][k])
+                times = ours[s][k] / ours[PAPERS][k]
                 name = NAMES.get(s, "exact gradients, as a full Jacobian")
                 rows.append(ratio_claim(f"{what} of training, {name} over OM2P", paper[k] / TABLE_2[PAPERS][k], times))
     last = {name: finals(name) for name in ("figure2", "figure3", "figure4")}
@@ -535,7 +565,6 @@ VERDICTS = {
     "figure2": verdicts_figure_2,
     "figure3": verdicts_figure_3,
     "figure4": verdicts_figure_4,
-    "scales": verdicts_scales,
     "ablations": verdicts_ablations,
 }
 
@@ -550,7 +579,7 @@ def main() -> None:
     for name in PICTURES:
         if (RESULTS / f"{name}.csv").exists():
             picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
-    print(text_claims(), *text_table_1(), *text_table_2(), sep="\n")
+    print(text_claims(), *text_averages(), *text_table_1(), *text_table_2(), *text_scales(), sep="\n")
     for verdicts in VERDICTS.values():
         print(*verdicts(), sep="\n")
 

@@ -16,12 +16,10 @@ import reproduce  # noqa: E402
 import data  # noqa: E402
 import om2p  # noqa: E402
 
-MARKED = {"om2p": evidence.OURS, "om2p-paper": evidence.PAPERS}
-
 
 def rows_of(run: reproduce.Run, *returns: float) -> list[dict]:
     """Made-up rows of a run, evaluated every 500 steps and at its end."""
-    row = {"cell": run.cell, "system": MARKED.get(run.system, run.system), "options": run.options, "seed": run.seed}
+    row = {"cell": run.cell, "system": run.system, "options": run.options, "seed": run.seed}
     row |= {"command": run.command, "return_std": 50.0, "training_seconds": "1.0", "episodes": 25}
     steps = [row | {"return": value, "step": 500 * k, "last": 0} for k, value in enumerate(returns, 1)]
     return [*steps, steps[-1] | {"last": 1}]
@@ -60,22 +58,21 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
 
 
 def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatch):
-    """MA-FQL, alpha 0.01 to 0.0003: 81 is further from 100 than the standard error of 10, 91 is not."""
-    assert set(Counter((run.cell, run.system) for run in reproduce.tuning()).values()) == {4}, (
-        "as many for every system"
-    )
-    rows, path = reproduce.table(reproduce.RESULTS / "tune.csv"), tmp_path / "tune.csv"
+    """MA-FQL, alpha 1 to 0.1: 81 is further from 100 than the standard error of 10, 91 is not."""
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    tried = [rows_of(run, x) for run, x in zip(reproduce.trials("ma-fql", "world/medium-expert"), (81, 91, 100, 95))]
-    reproduce.write(path, sum(tried[:3], []))
+    tried = [rows_of(run, x) for run, x in zip(reproduce.trials("ma-fql", "spread/expert").values(), (81, 91, 100))]
+    reproduce.write(tmp_path / "tune.csv", sum(tried[:2], []))
     with pytest.raises(RuntimeError, match="--tune"):
-        reproduce.found("ma-fql", "world/medium")
-    reproduce.append(path, tried[3])
-    assert reproduce.found("ma-fql", "world/medium") == "--alpha 0.003"
-    for row in rows:  # of the method at that commit, until the search is run anew
-        row |= {k: row[k].replace("@5c7f10a", "").replace(" --cloning plain", "") for k in ("system", "command")}
-    reproduce.write(path, rows)
-    for cell in reproduce.CELLS:  # OM2P's table has what the search found
+        reproduce.found("ma-fql", "spread/medium")
+    reproduce.append(tmp_path / "tune.csv", tried[2])
+    assert reproduce.found("ma-fql", "spread/medium") == "--alpha 0.3"
+
+
+def test_the_settings_are_what_the_equal_search_found():
+    counts = Counter((run.cell, run.system) for run in reproduce.tuning())
+    for systems in (("om2p", "ma-fql"), ("omar", "ma-sfbc")):
+        assert len({count for (_, system), count in counts.items() if system in systems}) == 1
+    for cell in ("spread/expert", "halfcheetah/expert"):
         assert reproduce.tuned("om2p", cell).startswith(reproduce.found("om2p", cell))
 
 
@@ -144,7 +141,8 @@ def test_differences_are_judged_seed_by_seed():
 def test_equal_training_time(tmp_path, monkeypatch):
     """MA-FQL costs twice as much and learns twice as fast; OMAR three times and half as fast again; BC costs less."""
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
-    slopes, costs = {"om2p": 1.0, "ma-fql": 2.0, "omar": 1.5, "bc": 9.0}, {"ma-fql": 2.0, "omar": 3.0, "bc": 0.2}
+    slopes = {"om2p": 1.0, "ma-fql": 2.0, "omar": 1.5, "bc": 9.0, "ma-sfbc": 1.0, "om2p-paper": 1.0}
+    costs = {"ma-fql": 2.0, "omar": 3.0, "bc": 0.2}
     for run in reproduce.grid(reproduce.WORLD, [(system, "") for system in slopes]):
         points = (slopes[run.system] * step / 10 + run.seed for step in range(500, 3000, 500))
         reproduce.append(tmp_path / "table1.csv", rows_of(run, *points))

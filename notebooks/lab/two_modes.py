@@ -2,7 +2,7 @@
 
     python notebooks/lab/two_modes.py      # half an hour on 2 cores; writes results/two_modes.csv and .png
 
-What the CSV has already is not run again. A name with an @ there is of an earlier method, at the commit behind the @.
+What the CSV has already is not run again.
 
 At every observation half of the data's actions lie around (0.6, 0.6), half around (-0.6, -0.6), with a standard
 deviation of 0.05; every reward is 1. A sample, one action from all the noise, is near a mode if it is closer than 0.2
@@ -30,17 +30,17 @@ MODES = torch.tensor([[0.6, 0.6], [-0.6, -0.6]])
 SPREAD, NEAR, OBS, STEPS, SEEDS, COUNTS = 0.05, 0.2, 3, 4000, (0, 1, 2), (1, 2, 4, 8, 16)
 SMALL = {"hidden_dim": 128, "hidden_layers": 3, "learning_rate": 3e-4}
 SYSTEMS = {
-    "OM2P, paper": om2p.Config(**om2p.PAPER | SMALL),
-    "OM2P, recommended": om2p.Config(**SMALL),
-    "OM2P, recommended, eta 10": om2p.Config(**SMALL, eta=10.0),  # as on Cooperative Navigation
-    "MA-FQL (from two on: its flow)": baselines.BaselineConfig.of("ma-fql", **SMALL),
+    "OM2P (paper's settings)": om2p.Config(**om2p.PAPER | SMALL, eta=1.0),
+    "OM2P (ours)": om2p.Config(**SMALL),
+    "OM2P (ours), eta 1": om2p.Config(**SMALL, eta=1.0),  # as on World
+    "MA-FQL (from two on: its flow)": baselines.BaselineConfig.of("ma-fql", **SMALL, q_scale="value"),  # its paper's
     "MA-SfBC": baselines.BaselineConfig.of("ma-sfbc", **SMALL),
 }
 CHOICES = {  # the recommended settings with one of them changed: printed, not drawn
-    "OM2P, recommended, coupled times": om2p.Config(**SMALL, times="coupled"),
-    "OM2P, recommended, zero derivative": om2p.Config(**SMALL, derivative="zero"),
-    "OM2P, recommended, exact derivative": om2p.Config(**SMALL, derivative="exact"),
-    "OM2P, recommended, raw Q": om2p.Config(**SMALL, q_scale="none"),
+    "OM2P (ours), coupled times": om2p.Config(**SMALL, times="coupled"),
+    "OM2P (ours), zero derivative": om2p.Config(**SMALL, derivative="zero"),
+    "OM2P (ours), exact derivative": om2p.Config(**SMALL, derivative="exact"),
+    "OM2P (ours), raw Q": om2p.Config(**SMALL, q_scale="none"),
 }
 
 
@@ -99,10 +99,10 @@ def draw(shares: dict[str, dict[int, list[float]]], path: Path) -> None:
 
     looks = dict(zip(SYSTEMS, zip((ORANGE, BLUE, SKY, GREEN, PINK), "so^vD")))
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for name in reversed([name for name in shares if name.partition(" @")[0] in looks]):
-        (colour, marker), (counts, values) = looks[name.partition(" @")[0]], zip(*shares[name].items())
+    for name in reversed([name for name in shares if name in looks]):
+        (colour, marker), (counts, values) = looks[name], zip(*shares[name].items())
         axes.plot(counts, values, ".", color=colour, alpha=0.4)
-        line = "none" if "MA-FQL" in name else "--" if "@" in name else "-"  # its points are of two networks
+        line = "none" if "MA-FQL" in name else "-"  # its points are of two networks
         axes.plot(counts, torch.tensor(values).mean(1), ls=line, color=colour, marker=marker, label=name)
     axes.set_xscale("log", base=2)
     axes.set(
