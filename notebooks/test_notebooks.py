@@ -50,7 +50,7 @@ ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader 
         ]
     },
     "04": {
-        "return None  # your line here": ["return 1 - (1 - rho) ** k", "return eta / q.abs().mean()"],
+        "return None  # your line here": ["return 1 - (1 - rho) ** k", "return eta / dq_da.norm(dim=-1).mean()"],
         "return None  # your lines here": """policy, critics = agent.target_policy, agent.target_critics
     actions = torch.stack([policy.act(obs, noise[:, k]) for k in range(noise.shape[1])])
     q = torch.stack([(critics[0](obs, a) + critics[1](obs, a))[:, 0] / 2 for a in actions])

@@ -22,10 +22,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 import baselines  # noqa: E402
-from reproduce import append, table  # noqa: E402
+from reproduce import RESULTS, append, table  # noqa: E402
 
 import om2p  # noqa: E402
 
+CSV = RESULTS / "two_modes.csv"
 MODES = torch.tensor([[0.6, 0.6], [-0.6, -0.6]])
 SPREAD, NEAR, OBS, STEPS, SEEDS, COUNTS = 0.05, 0.2, 3, 4000, (0, 1, 2), (1, 2, 4, 8, 16)
 SMALL = {"hidden_dim": 128, "hidden_layers": 3, "learning_rate": 3e-4}
@@ -93,6 +94,15 @@ def read(path: Path) -> dict[str, dict[int, list[float]]]:
     return shares
 
 
+def text() -> list[str]:
+    """The share near a mode after the fewest evaluations, 1 (15 for MA-SfBC), mean over seeds, as Markdown."""
+    lines = ["| | evaluations | share near a mode |", "|---|---|---|"]
+    for name, by_count in read(CSV).items():
+        shares = by_count[count := min(by_count)]
+        lines.append(f"| {name.partition(' (from')[0]} | {count} | {sum(shares) / len(shares):.2f} |")
+    return lines
+
+
 def draw(shares: dict[str, dict[int, list[float]]], path: Path) -> None:
     """Share near a mode against network evaluations: mean over seeds, and each seed as a dot."""
     from drawing import BLUE, GREEN, ORANGE, PINK, SKY, plt
@@ -118,17 +128,13 @@ def draw(shares: dict[str, dict[int, list[float]]], path: Path) -> None:
 
 def main() -> None:
     """Train every system with every seed that the CSV lacks, two at a time, each written as it ends; print, draw."""
-    path = HERE / "results" / "two_modes.csv"
-    done = {(row["system"], row["seed"]) for row in table(path)}
+    done = {(row["system"], row["seed"]) for row in table(CSV)}
     jobs = [(name, seed) for name in SYSTEMS | CHOICES for seed in SEEDS if (name, str(seed)) not in done]
     with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for future in as_completed([pool.submit(measure, *job) for job in jobs]):
-            append(path, future.result())
-    shares = read(path)
-    for name, by_count in shares.items():
-        one = by_count[min(by_count)]  # with one evaluation; MA-SfBC has but 15
-        print(f"{name:<46} {' '.join(f'{share:.2f}' for share in one)}   mean {sum(one) / len(one):.2f}")
-    draw(shares, path.with_suffix(".png"))
+            append(CSV, future.result())
+    print(*text(), sep="\n")
+    draw(read(CSV), CSV.with_suffix(".png"))
 
 
 if __name__ == "__main__":
