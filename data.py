@@ -360,6 +360,7 @@ def collect(
 
     behaviour = None if quality == CUSTOM else Behaviour(env_name)
     env = behaviour.env if behaviour else make_env(env_name)
+    known = behaviour.meta if behaviour else references(env, policy)
     parts = {policy or "random": transitions}
     if quality == "medium-replay":
         parts = replay_parts(behaviour, transitions)
@@ -380,7 +381,6 @@ def collect(
     arrays, returns, lengths = zip(*pieces)
     meta = {"env": env_name, "quality": quality, "seed": seed, "noise": None if set(parts) == {"random"} else noise}
     meta |= {"episode_steps": env.episode_steps or max(lengths), "mean_return": torch.cat(returns).mean().item()}
-    known = behaviour.meta if behaviour else {"random_return": None, "expert_return": None}
     meta |= {k: v for k, v in known.items() if k.endswith("_return")}
     return Dataset(*(torch.cat(x) for x in zip(*arrays)), meta, env.prey)
 
@@ -414,19 +414,13 @@ def own_policy(policy: str, env: Env) -> Callable[..., Tensor]:
     return act
 
 
-def write(dataset: Dataset, path: Path, policy: str | None = None) -> None:
-    """Save data. For one's own environment then play random actions and `policy`, and save again with their returns."""
-    dataset.save(path)
-    meta = dataset.meta
-    if ":" not in meta["env"]:
-        return
-    env = make_env(meta["env"])
-    print(f"{path} is written; random actions are played once more, to compare with", flush=True)
-    meta["random_return"] = mean_return(random_actions(env), env)
-    if policy:
-        expert = mean_return(own_policy(policy, env), env)
-        meta["expert_return"] = expert if expert != meta["random_return"] else None  # else there is no scale
-    dataset.save(path)
+def references(env: Env, policy: str | None) -> dict[str, float | None]:
+    """The returns of random actions and of `policy` on one's own environment; None where they give no scale."""
+    if policy is None:
+        return {"random_return": None, "expert_return": None}
+    print(f"random actions and {policy} are played first, to compare with", flush=True)
+    low, high = mean_return(random_actions(env), env), mean_return(own_policy(policy, env), env)
+    return {"random_return": low, "expert_return": high if high != low else None}
 
 
 def make(
@@ -448,7 +442,7 @@ def make(
     what = f"{quality} data of {env_name}, played by {player}"
     print(f"making {path}: {what} (use your own with --data FILE)", flush=True)
     dataset = collect(env_name, quality, transitions, seed, noise, policy)
-    write(dataset, path, policy)
+    dataset.save(path)
     return dataset
 
 
@@ -531,9 +525,9 @@ def adopt(
     """
     check_complete(path, ARRAYS, arrays)
     meta = dict.fromkeys((*META, "seed", "noise")) | {"env": env_name, "quality": quality or CUSTOM}
+    if env_name == NO_ENV:
+        return Dataset.checked(path, arrays, meta, None)
     if env_name not in DIMENSIONS:
-        if env_name == NO_ENV:
-            return Dataset.checked(path, arrays, meta, None)
         env, theirs = make_env(env_name), arrays["actions"]
         arrays["actions"] = env.from_box(theirs)
         refuse(path, "actions", theirs, np.abs(arrays["actions"]) > 1 + ROUNDING, f"is outside the box of {env_name}")
@@ -541,24 +535,34 @@ def adopt(
         check_fits(dataset.sizes, env)
         return dataset
     behaviour, where = Behaviour(env_name), Path(path).absolute()
-    parts = reversed(where.with_suffix("").parts)
-    named = (part.replace("_", "-").removeprefix(f"{env_name}-") for part in parts)
-    quality = quality or next((part for part in named if part in QUALITIES), None)
-    if quality is None:
-        raise ValueError(f"{path}: its path names no quality: python data.py convert {path} --quality ...")
+    quality = quality or quality_in(where, env_name)
     print(f"{path}: taken for {quality} data of {env_name}")
-    beside, layers = where.parent.parent / "pretrained_adv_model.pt", behaviour.env.prey
-    prey = prey or (beside if beside.exists() else None)
-    if behaviour.env.has_prey and prey is None:
-        print(f"note: there is no {beside}, so the shipped prey plays, and scores do not compare")
-    elif behaviour.env.has_prey:
-        layers = load_prey(prey, behaviour.env.prey_obs_dim)
     T, rewards = behaviour.env.episode_steps, arrays["rewards"]
     arrays["terminals"] = np.zeros_like(arrays["terminals"])
     meta |= {"quality": quality, "episode_steps": T}
     meta |= {"mean_return": T * float(rewards.mean(dtype=np.float64)) if rewards.size else 0.0}
     meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
-    return Dataset.checked(path, arrays, meta, layers)
+    return Dataset.checked(path, arrays, meta, prey_of(where, behaviour.env, prey))
+
+
+def quality_in(path: Path, env_name: str) -> str:
+    """The quality that the innermost part of an absolute path names; ValueError if none does."""
+    named = (part.replace("_", "-").removeprefix(f"{env_name}-") for part in reversed(path.with_suffix("").parts))
+    quality = next((part for part in named if part in QUALITIES), None)
+    if quality is None:
+        raise ValueError(f"{path}: its path names no quality: python data.py convert {path} --quality ...")
+    return quality
+
+
+def prey_of(path: Path, env: Env, prey: str | Path | None) -> MLPWeights | None:
+    """The prey of data at an absolute path: of a checkpoint, given or in its place; else the one that ships."""
+    beside = path.parent.parent / "pretrained_adv_model.pt"
+    if not env.has_prey:
+        return None
+    if prey is None and not beside.exists():
+        print(f"note: there is no {beside}, so the shipped prey plays, and scores do not compare")
+        return env.prey
+    return load_prey(prey or beside, env.prey_obs_dim)
 
 
 def mixed(parts: Sequence[Dataset]) -> Dataset:
@@ -584,7 +588,7 @@ def convert(
     loads = (load_folder if source.is_dir() else Dataset.load for source in sources)
     parts = [load(source, env_name, quality, prey) for load, source in zip(loads, sources)]
     dataset = parts[0] if len(parts) == 1 else mixed(parts)
-    write(dataset, out)
+    dataset.save(out)
     return dataset
 
 
@@ -942,8 +946,6 @@ class Parser(argparse.ArgumentParser):
             if f.metadata["group"]:
                 group = self.add_argument_group(f.metadata["group"])
             options: dict[str, Any] = {"type": type(f.default), "metavar": "|".join(f.metadata["choices"]) or None}
-            if isinstance(f.default, bool):
-                options = {"action": argparse.BooleanOptionalAction}
             if isinstance(f.default, tuple):
                 options = {"type": float, "nargs": len(f.default), "metavar": "X"}
             text = f"{f.metadata['help']} [{f.default}]"
