@@ -12,8 +12,8 @@ Needs `pip install -r notebooks/requirements.txt` too. The parts:
   networks, targets, optimizers, and the most that one agent's update adds to them.
 - busy: a training step alone, beside one and beside two processes that compute without end. The agents in turn, on all
   cores and on one; and as `om2p.train` does it, each in a thread of its own, ten updates at a time.
-- tuning: a training step with and without memory of up to 31 MB kept for the next use (as `data.thread_each` does),
-  and oneDNN's path for matrix products. Each in a process of its own, for they hold until its end.
+- memory: a training step with and without freed memory of up to 31 MB kept for the next use (`data.thread_each` keeps
+  it), each in a process of its own, for it is kept until its end.
 - graph: on CUDA, a step as it is, and replayed from a recorded CUDA graph.
 - latency: one agent's action, in one step, as the critics' best of eight, in ten steps of a flow, in fifteen of a
   diffusion.
@@ -217,11 +217,10 @@ def measure_busy(rounds: int = 5) -> Iterator[Row]:
             yield f"width {width}, beside {busy}: {way}", 1e3 * statistics.median(times[1:]), "ms"
 
 
-def step_in(width: int, cores: int, memory: bool, products: bool) -> float:
-    """Seconds of a training step in this process, in turn on one core or in threads on several, with these settings."""
-    if memory:
+def step_in(width: int, cores: int, keep: bool) -> float:
+    """Seconds of a training step in this process, in turn on one core or in threads on several."""
+    if keep:
         torch.empty(31 * 2**18)
-    torch.set_float32_matmul_precision("medium" if products else "highest")
     torch.set_num_threads(cores)
     agents, batch = make_agents({"hidden_dim": width}), random_batch()
     with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -230,17 +229,17 @@ def step_in(width: int, cores: int, memory: bool, products: bool) -> float:
         return statistics.median(seconds(once) for _ in range(9 if width == WIDTH else 25)) / 5
 
 
-def measure_tuning(rounds: int = 3) -> Iterator[Row]:
-    """A training step with each of the settings, neither and both, and what they gain."""
+def measure_memory(rounds: int = 3) -> Iterator[Row]:
+    """A training step where freed memory goes back to the system, and where it is kept."""
     fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
-    ways = {"neither": (False, False), "memory": (True, False), "products": (False, True), "both": (True, True)}
     with ProcessPoolExecutor(1, **fresh) as processes:
         for width, cores in itertools.product((128, 256, WIDTH), sorted({1, torch.get_num_threads()})):
-            times: dict[str, list[float]] = {way: [] for way in ways}
-            for _, (way, settings) in itertools.product(range(rounds), ways.items()):
-                times[way].append(processes.submit(step_in, width, cores, *settings).result())
-            for way in ways:
-                yield f"width {width}, {cores} cores: {way}", 1e3 * statistics.median(times[way]), "ms"
+            times: dict[bool, list[float]] = {False: [], True: []}
+            for _, keep in itertools.product(range(rounds), times):
+                times[keep].append(processes.submit(step_in, width, cores, keep).result())
+            for keep, measured in times.items():
+                way = "kept" if keep else "given back"
+                yield f"width {width}, {cores} cores: memory {way}", 1e3 * statistics.median(measured), "ms"
 
 
 def measure_graph(rounds: int = 9) -> Iterator[Row]:
@@ -362,7 +361,7 @@ def measure_start_up(rounds: int = 5) -> Iterator[Row]:
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "update": measure_updates,
     "busy": measure_busy,
-    "tuning": measure_tuning,
+    "memory": measure_memory,
     "graph": measure_graph,
     "latency": measure_latency,
     "evaluation": measure_evaluation,
