@@ -307,7 +307,7 @@ class Config:
     )
     eta: float = option(0.1, "weight of the Q term, Eq. 6; if left out, by task; paper Table 3")
     q_scale: str = option(
-        "gradient", "what Q in Eq. 6 is divided by; paper: none", choices=("none", "value", "gradient")
+        "gradient", "Q is divided by mean |Q| or |dQ/da|; paper: by none", choices=("none", "value", "gradient")
     )
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
     equal_share: float = option(0.5, "share of rows with r = t among ordered times; not in the paper", high=1)
