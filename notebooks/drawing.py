@@ -376,14 +376,8 @@ def cost_bars(panels: dict[str, dict[int, dict[str, float]]], logarithmic: int) 
 
 
 def field(world: Any, axes: Axes, episode: int) -> None:
-    """Draw one episode of World with its prey larger than it is and outlined, and its food pink."""
-    from matplotlib.colors import to_rgba
-
-    first = len(axes.patches)
+    """Draw one episode of World with its prey larger than it is and outlined."""
     world.draw(axes, episode)
-    for disc in axes.patches[first:]:
-        if disc.get_facecolor() == to_rgba(YELLOW):
-            disc.set_color(PINK)
     prey = world.position[episode, world.num_agents].tolist()
     axes.add_patch(plt.Circle(prey, 0.075, facecolor=ORANGE, edgecolor="black", lw=1.2))
 
@@ -396,7 +390,7 @@ def task_and_data(world: Any, colours: dict[str, str], returns: Tensor, low: flo
     kinds = {"team": "predators", "prey": "prey", "obstacle": "obstacle", "food": "food", "forest": "forests"}
     for kind, name in kinds.items():
         edge = {"mec": "black"} if kind == "prey" else {}
-        left.plot([], [], "o", color=PINK if kind == "food" else colours[kind], label=name, **edge)
+        left.plot([], [], "o", color=colours[kind], label=name, **edge)
     left.legend(fontsize=10, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), columnspacing=1, handletextpad=0)
     left.set_title("a start")
     middle.hist(returns, bins=np.arange(-10, 171, 5), color=BLUE)
@@ -440,7 +434,8 @@ def velocities(noise: Tensor, action: Tensor, a_r: Tensor, r: Tensor, t: Tensor,
         for (name, x), colour in zip(arrows.items(), (GREEN, BLUE, ORANGE)):
             style = {"color": colour, "angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.012, "zorder": 3}
             axes.quiver(*a_r[k], *((t - r)[k] * x[k]), label=f"(t - r) {name}", **style)
-        middle, half = (noise[k] + action[k]) / 2, 0.75 * (noise[k] - action[k]).abs().max().item() + 0.3
+        ends = torch.stack([noise[k], action[k], *(a_r[k] + (t - r)[k] * x[k] for x in arrows.values())])
+        middle, half = (ends.amin(0) + ends.amax(0)) / 2, (ends.amax(0) - ends.amin(0)).max().item() / 2 + 0.3
         axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
         axes.set(xlabel="action 0", title=f"r = {r[k].item():.2f}, t = {t[k].item():.2f}")
     panels[0].set_ylabel("action 1")
@@ -537,15 +532,4 @@ def curves(named: dict[str, tuple[str, list[float]]], steps: list[int], level: f
     axes.axhline(level, color="black", lw=1, ls=":", label="the data")
     axes.set(xlabel="training steps", ylabel="normalised score", title="World, medium data", xticks=steps)
     axes.legend(fontsize=11)
-    plt.show()
-
-
-def weights_of_q(returns: dict[str, dict[float, float]], colours: dict[str, str], levels: dict[str, float]) -> None:
-    """Return against eta, a curve for each kind of data, whose own return is a dotted line."""
-    _, axes = plt.subplots(figsize=(7, 3.8))
-    for kind, by_eta in returns.items():
-        axes.plot(*zip(*sorted(by_eta.items())), "o-", color=colours[kind], label=kind)
-        axes.axhline(levels[kind], color=colours[kind], lw=1, ls=":")
-    axes.set(xscale="log", xlabel=r"weight of Q, $\eta$", ylabel="return", title="World, after 1,000 steps")
-    axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()

@@ -59,7 +59,6 @@ ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader 
     "05": {
         "return None": """low = meta["random_return"]
     return 100 * (value - low) / (meta["expert_return"] - low)""",
-        "unchanged = None": 'unchanged = "normalised"',
     },
     "06": {
         "return None": [
