@@ -2,7 +2,7 @@
 
     python notebooks/lab/evidence.py     # prints the tables and verdicts; draws results/table1.png, figure2.png, ...
 
-What `reproduce.py` and `benchmark.py` have not written yet is left out.
+Runs that `reproduce.py` has not made yet are left out.
 """
 
 from __future__ import annotations
@@ -279,6 +279,23 @@ def draw_table_1(figure: Figure) -> None:
     legend(figure, COLOURS)
 
 
+def draw_long(figure: Figure) -> None:
+    """Learning curves on expert data, a line for each seed; levels: the data, and the paper's OM2P."""
+    found = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
+    for axes, (env, cells) in zip(figure.subplots(1, 4).flat, CELLS_OF.items()):
+        for system in NAMES:
+            by_step = found.get((cells[-1], system), {})
+            for seed in {seed for by_seed in by_step.values() for seed in by_seed} if len(by_step) > 5 else ():
+                points = [(step, by_seed[seed]) for step, by_seed in sorted(by_step.items()) if seed in by_seed]
+                axes.plot(*zip(*points), color=COLOURS[system], label=NAMES[system] if env == ENVS[0] else None)
+        axes.axhline(DATA_RETURNS[cells[-1]], color="black", lw=1, ls=":", label="return of the data")
+        axes.axhline(PAPER[cells[-1], OURS], color="black", lw=1, ls="--", label="the paper's OM2P")
+        axes.set_title(f"{TASKS[env]}, expert", fontsize=11)
+        axes.set(xlabel="training steps", ylabel="return")
+    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels())))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+
+
 # -------------------- Table 2
 
 
@@ -553,6 +570,7 @@ def text_claims() -> str:
 
 PICTURES = {
     "table1": (draw_table_1, (11, 8)),
+    "long": (draw_long, (14, 4)),
     "figure2": (draw_figure_2, (12, 4.5)),
     "figure3": (partial(draw_on_world, name="figure3", variants=ETAS), (11, 4)),
     "figure4": (partial(draw_on_world, name="figure4", variants=PARTS), (11, 4)),
@@ -577,8 +595,7 @@ def picture(name: str) -> Figure:
 def main() -> None:
     """Draw and print all."""
     for name in PICTURES:
-        if (RESULTS / f"{name}.csv").exists():
-            picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
+        picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
     print(text_claims(), *text_averages(), *text_table_1(), *text_table_2(), *text_scales(), sep="\n")
     for verdicts in VERDICTS.values():
         print(*verdicts(), sep="\n")
