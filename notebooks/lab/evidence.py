@@ -1,13 +1,12 @@
-"""Tables and figures from results/*.csv: the paper's beside ours, as pictures, and a verdict for each claim.
+"""Tables and figures from results/*.csv: the paper's beside ours, and a verdict for each claim.
 
-    python notebooks/lab/evidence.py     # prints the tables and verdicts; draws results/table1.png, figure2.png, ...
+    python notebooks/lab/evidence.py     # draws results/table1.png, ..., writes the tables of both README.md
 
 Runs that `reproduce.py` has not made yet are left out.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 import statistics
 import sys
@@ -84,6 +83,7 @@ TABLE_2 = {  # of the paper: seconds and megabytes of 10,000 steps with 10 evalu
     f"{PAPERS}, full Jacobian": (679, 2442),
     PAPERS: (576, 650),
 }
+PAGES = (HERE.parent.parent / "README.md", HERE / "README.md")
 BySeed = dict[int, float]
 Key = tuple[str, str, str]  # cell, system, options without those of the budget
 
@@ -130,13 +130,13 @@ def difference(a: BySeed, b: BySeed) -> tuple[str, str]:
     mean, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
     digits, noise = 1 if error < 1 else 0, scipy.stats.t.ppf(0.975, len(differences) - 1) * error
     word = "above" if mean > noise else "below" if mean < -noise else "not told apart"
-    return f"{mean:+.{digits}f} +- {error:.{digits}f}", word
+    return f"{mean:+.{digits}f} ± {error:.{digits}f}", word
 
 
-def above(a: BySeed, b: BySeed) -> str:
-    """How `a` stands to `b`, in words."""
-    count = len(a.keys() & b.keys())
-    return f"{', '.join(difference(a, b))} ({count} seed{'s' * (count != 1)})"
+def starred(a: BySeed, b: BySeed) -> str:
+    """Their difference, with a star where the seeds tell it from zero."""
+    text, word = difference(a, b)
+    return text + "*" * (word != "not told apart")
 
 
 # -------------------- Table 1
@@ -153,8 +153,9 @@ def table_1() -> dict[tuple[str, str], BySeed]:
 
 
 def cells_done(found: dict[tuple[str, str], BySeed]) -> dict[str, list[str]]:
-    """By task, the cells on which every system has been run."""
-    return {env: [c for c in cells if all((c, s) in found for s in NAMES)] for env, cells in CELLS_OF.items()}
+    """By task, the cells on which every system has been run, if there are any."""
+    done = {env: [c for c in cells if all((c, s) in found for s in NAMES)] for env, cells in CELLS_OF.items()}
+    return {env: cells for env, cells in done.items() if cells}
 
 
 def text_table_1() -> list[str]:
@@ -173,16 +174,21 @@ def text_table_1() -> list[str]:
 
 def text_averages() -> list[str]:
     """Averages over the kinds of data of each task that all systems have, as Markdown; last the time of a step."""
-    found, ratios = table_1(), {row["figure"]: float(row["value"]) for row in table(RESULTS / "benchmark.csv")}
+    found, ratios = table_1(), time_of_a_step()
     steps = {system: max(by_step) for (_, system, _), by_step in curves("table1").items()}
     heads = [f"{name}, {steps[s]:,} steps" for s, name in NAMES.items()]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(NAMES) + 1) + "|"]
     for env, cells in cells_done(found).items():
         kinds = "" if cells == CELLS_OF[env] else f" ({', '.join(cell.split('/')[1] for cell in cells)})"
-        texts = [with_spread(average([found[cell, s] for cell in cells])) if cells else "-" for s in NAMES]
-        lines.append(f"| {TASKS[env]}{kinds} | {' | '.join(texts)} |")
-    costs = (ratios[f"{s}: update at width 128 / {OURS}'s"] for s in NAMES)
-    return [*lines, f"| time of a step | {' | '.join(f'x {cost:.2f}' for cost in costs)} |"]
+        texts = [with_spread(average([found[cell, s] for cell in cells])) for s in NAMES]
+        lines.append(f"| `{env}`, {TASKS[env]}{kinds} | {' | '.join(texts)} |")
+    return [*lines, f"| time of a step | {' | '.join(f'x {ratios[s]:.2f}' for s in NAMES)} |"]
+
+
+def time_of_a_step() -> dict[str, float]:
+    """Of every system over that of OM2P, at Table 1's width."""
+    figures = {row["figure"]: row["value"] for row in table(RESULTS / "benchmark.csv")}
+    return {s: float(figures[f"{s}: update at width 128 / {OURS}'s"]) for s in NAMES}
 
 
 def with_spread(scores: BySeed) -> str:
@@ -191,33 +197,25 @@ def with_spread(scores: BySeed) -> str:
     return f"{mean:,.0f} ± {spread:.0f}" if len(scores) > 1 else f"{mean:,.0f}"
 
 
-def verdicts_table_1() -> list[str]:
-    """How OM2P stands to every other system on average over the kinds of data of a task, and to the best on each."""
-    found, lines = table_1(), []
+def text_differences() -> list[str]:
+    """OM2P's average over a task's kinds of data minus each other system's, as Markdown.
+
+    The second row of a task is at equal training time: OM2P at its end, a slower system after as many steps as it makes
+    by then.
+    """
+    found, ratios, others = table_1(), time_of_a_step(), [s for s in NAMES if s != OURS]
+    along = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
+    lines = [f"| {OURS_NAME} minus | {' | '.join(NAMES[s] for s in others)} |", "|---" * (len(others) + 1) + "|"]
     for env, cells in cells_done(found).items():
-        averages = {s: average([found[cell, s] for cell in cells]) for s in NAMES}
-        lines.append(f"{TASKS[env]}: average of {OURS_NAME}, minus that of")
-        for system in (s for s in NAMES if s != OURS):
-            line = f"    {NAMES[system]}: {above(averages[OURS], averages[system])}"
-            if system in TABLE_1[env]:
-                ratio = mean_and_spread(averages[OURS])[0] / mean_and_spread(averages[system])[0]
-                line += f"; x {ratio:.2f} (paper x {sum(TABLE_1[env][OURS]) / sum(TABLE_1[env][system]):.2f})"
-            lines.append(line)
-        for cell in cells:
-            means = {s: mean_and_spread(found[cell, s]) for s in NAMES}
-            lines.append(f"  {cell.split('/')[1]}: {verdict_cell(cell, means)}")
+        end, averages = max(along[cells[0], OURS]), {s: average([found[cell, s] for cell in cells]) for s in NAMES}
+        ours = average([along[cell, OURS][end] for cell in cells])
+        steps, time = ([starred(averages[OURS], averages[s]) for s in others], ["-"] * len(others))
+        for k, s in enumerate(others):
+            step, their_curves = end / ratios[s], [along[cell, s] for cell in cells]
+            if ratios[s] > 1 and all(max(by_step) >= step for by_step in their_curves):
+                time[k] = starred(ours, average([at_step(by_step, step) for by_step in their_curves]))
+        lines += [f"| {TASKS[env]} | {' | '.join(steps)} |", f"| at equal time | {' | '.join(time)} |"]
     return lines
-
-
-def verdict_cell(cell: str, means: dict[str, tuple[float, float]]) -> str:
-    """The best system of one cell and how OM2P stands to it, and to the data where the paper says so."""
-    best = max(means, key=means.get)
-    mean, text = means[OURS][0], f"best {NAMES[best]}"
-    if best != OURS:
-        text += f", OM2P {means[best][0] - mean:.0f} behind ({NAMES[best]}'s standard deviation: {means[best][1]:.0f})"
-    if cell in OVER_DATA:
-        text += f"; x {mean / DATA_RETURNS[cell]:.2f} of the data (paper x {OVER_DATA[cell]})"
-    return text
 
 
 def at_step(by_step: dict[int, BySeed], step: float) -> BySeed:
@@ -225,26 +223,6 @@ def at_step(by_step: dict[int, BySeed], step: float) -> BySeed:
     before, after = max(s for s in by_step if s <= step), min(s for s in by_step if s >= step)
     share = (step - before) / max(after - before, 1)
     return {seed: (1 - share) * x + share * by_step[after][seed] for seed, x in by_step[before].items()}
-
-
-def verdicts_equal_time() -> list[str]:
-    """OM2P after all steps beside a slower system after as many as it makes in the same training time.
-
-    Averages over the kinds of data of the evaluations of 10 episodes while training.
-    """
-    ratios = {row["figure"]: float(row["value"]) for row in table(RESULTS / "benchmark.csv")}
-    lines = ["Table 1 at equal training time: average of OM2P at its end, minus a slower system's by then:"]
-    by_cell = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
-    for (env, cells), system in itertools.product(cells_done(table_1()).items(), NAMES):
-        ours, theirs = ([by_cell[cell, s] for cell in cells] for s in (OURS, system))
-        cost, end = ratios.get(f"{system}: update at width 128 / {OURS}'s", 1.0), max(map(max, ours), default=0)
-        if cost > 1 and all(max(by_step) * cost >= end for by_step in theirs) and cells:
-            pair = (
-                average([at_step(by_step, step) for by_step in curve])
-                for curve, step in ((ours, end), (theirs, end / cost))
-            )
-            lines.append(f"    {TASKS[env]}, {NAMES[system]} after {end / cost:.0f} steps: {above(*pair)}")
-    return lines
 
 
 def panel(axes: Axes, title: str, cells: list[str], scores: dict[tuple[str, str], BySeed], colours: dict) -> None:
@@ -361,25 +339,6 @@ def draw_figure_2(figure: Figure) -> None:
     steps.invert_yaxis()
 
 
-def verdicts_figure_2() -> list[str]:
-    """Beta(6, 6) against uniform times, and every step of Eq. 5 against the exact derivative."""
-    last = finals("figure2")
-    along = {key: average(list(by_step.values())) for key, by_step in curves("figure2").items()}
-
-    def stands(a: tuple[str, str], b: tuple[str, str]) -> str:
-        pairs = [[scores.get(("world/expert", *key), {}) for key in (a, b)] for scores in (last, along)]
-        return "{}; along the curve {}".format(*(above(*pair) for pair in pairs))
-
-    paper_beta, paper_uniform, beta, uniform = CLONING.values()
-    return [
-        "Figure 2, claim: Beta(6, 6) clones better than uniform times. Beta minus uniform:",
-        f"    {PAPERS_NAME}: {stands(paper_beta, paper_uniform)}",
-        f"    {OURS_NAME}: {stands(beta, uniform)}",
-        "claim: a step of 1e-8 or less is as good as the exact derivative. Difference minus exact:",
-        *(f"    {step}: {stands(key, *EXACT.values())}" for step, key in DIFFERENCES.items()),
-    ]
-
-
 ETAS = {f"--eta {eta}": f"$\\eta$ = {eta}" for eta in ("0.1", "1", "10", "100", "1000")}
 PARTS = {"--objective q": "only Q", "--objective bc": "only cloning", "--xi 0 0 0 0": "uniform times", "": "everything"}
 
@@ -391,31 +350,6 @@ def draw_on_world(figure: Figure, name: str, variants: dict[str, str]) -> None:
         scores = {(c, variants[change]): by_seed for (c, s, change), by_seed in found.items() if s == system}
         panel(axes, NAMES[system], WORLD, scores, colours)
     legend(figure, colours)
-
-
-def verdicts_figure_3() -> list[str]:
-    """Whether the largest weight of Q beats the smallest, and the best, on every quality of World."""
-    found = finals("figure3")
-    lines = ["Figure 3, claim: large weights (1000) beat small ones. 1000 minus 0.1, and the best:"]
-    for system, cell in itertools.product((PAPERS, OURS), WORLD):
-        by_eta = {eta.split()[1]: found[cell, system, eta] for eta in ETAS if (cell, system, eta) in found}
-        if {"0.1", "1000"} <= by_eta.keys():
-            best = max(by_eta, key=lambda eta: mean_and_spread(by_eta[eta]))
-            verdict = above(by_eta["1000"], by_eta["0.1"])
-            lines.append(f"    {NAMES[system]}, {cell.split('/')[1]}: {verdict}; best {best}")
-    return lines
-
-
-def verdicts_figure_4() -> list[str]:
-    """What removing a part does to the average over the qualities that were run without it."""
-    found = finals("figure4")
-    lines = ["Figure 4, claim: every part is needed. The average over qualities without it, minus with everything:"]
-    for system, part in itertools.product((PAPERS, OURS), list(PARTS)[:3]):
-        if cells := [cell for cell in WORLD if (cell, system, part) in found]:
-            pair = (average([found.get((cell, system, change), {}) for cell in cells]) for change in (part, ""))
-            where = "" if cells == WORLD else f" on {', '.join(cell.split('/')[1] for cell in cells)}"
-            lines.append(f"    {NAMES[system]}, {PARTS[part]}{where}: {above(*pair)}")
-    return lines
 
 
 # -------------------- what Q is divided by
@@ -456,6 +390,19 @@ def text_scales() -> list[str]:
     return lines
 
 
+# -------------------- two modes
+
+
+def text_two_modes() -> list[str]:
+    """The share of samples near a mode with the fewest network evaluations, mean over seeds, as Markdown."""
+    shares: dict[tuple[str, str], list[float]] = {}
+    for row in table(RESULTS / "two_modes.csv"):
+        shares.setdefault((row["system"].partition(" (from")[0], row["evaluations"]), []).append(float(row["share"]))
+    fewest = {system: count for system, count in sorted(shares, key=lambda key: -int(key[1]))}
+    lines = [f"| {s} | {count} | {statistics.mean(shares[s, count]):.2f} |" for s, count in sorted(fewest.items())]
+    return ["| | network evaluations | share near a mode |", "|---|---|---|", *lines]
+
+
 # -------------------- ablations
 
 
@@ -490,15 +437,13 @@ def draw_ablations(figure: Figure) -> None:
     axes.invert_yaxis()
 
 
-def verdicts_ablations() -> list[str]:
-    """What every change alone does to the return in each cell, with a star where the seeds tell it apart."""
+def text_ablations() -> list[str]:
+    """What every change alone does to the return in each cell, as Markdown; a star where the seeds tell it apart."""
     scores, changes = ablations()
-    head = "".join(f"{cell.replace('halfcheetah', 'cheetah'):>22}" for cell in scores)
-    lines = ["Ablations: the default changed alone, minus the default (*: told apart)", f"    {'':<24}{head}"]
+    lines = [f"| the default, but | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
     for change in (change for change in changes if change != OURS_NAME):
-        pairs = [(by_change.get(change, {}), by_change.get(OURS_NAME, {})) for by_change in scores.values()]
-        texts = [text + "*" * (word != "not told apart") for text, word in (difference(*pair) for pair in pairs)]
-        lines.append(f"    {change:<24}" + "".join(f"{text:>22}" for text in texts))
+        texts = [starred(by_change.get(change, {}), by_change.get(OURS_NAME, {})) for by_change in scores.values()]
+        lines.append(f"| {change} | {' | '.join(texts)} |")
     return lines
 
 
@@ -562,10 +507,10 @@ def claims() -> list[Claim]:
     return rows
 
 
-def text_claims() -> str:
-    """The claims as a table in Markdown."""
-    head = "| the paper's claim | there | here | holds |\n|---|---|---|---|\n"
-    return head + "\n".join(f"| {' | '.join(claim)} |" for claim in claims()).replace("+-", "±")
+def text_claims() -> list[str]:
+    """The claims, as Markdown."""
+    head = ["| the paper's claim | there | here | holds |", "|---|---|---|---|"]
+    return head + [f"| {' | '.join(claim)} |" for claim in claims()]
 
 
 PICTURES = {
@@ -577,14 +522,17 @@ PICTURES = {
     "scales": (draw_scales, (13, 7)),
     "ablations": (draw_ablations, (14, 5)),
 }
-VERDICTS = {
-    "table1": verdicts_table_1,
-    "equal time": verdicts_equal_time,
-    "figure2": verdicts_figure_2,
-    "figure3": verdicts_figure_3,
-    "figure4": verdicts_figure_4,
-    "ablations": verdicts_ablations,
-}
+TEXTS = (text_claims, text_averages, text_differences, text_table_1, text_table_2, text_scales, text_two_modes)
+TEXTS += (text_ablations,)
+
+
+def filled(page: str) -> str:
+    """A page in Markdown with its tables as the results say; each follows a comment with the name of its function."""
+    for text in TEXTS:
+        comment = f"<!-- {text.__name__} -->"
+        table = "\n".join([comment, *text(), ""])
+        page = re.sub(rf"{comment}\n(\|.*\n)*", lambda _, table=table: table, page)
+    return page
 
 
 def picture(name: str) -> Figure:
@@ -593,12 +541,11 @@ def picture(name: str) -> Figure:
 
 
 def main() -> None:
-    """Draw and print all."""
+    """Draw all, write the tables."""
     for name in PICTURES:
         picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
-    print(text_claims(), *text_averages(), *text_table_1(), *text_table_2(), *text_scales(), sep="\n")
-    for verdicts in VERDICTS.values():
-        print(*verdicts(), sep="\n")
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -94,15 +94,6 @@ def read(path: Path) -> dict[str, dict[int, list[float]]]:
     return shares
 
 
-def text() -> list[str]:
-    """The share near a mode after the fewest evaluations, 1 (15 for MA-SfBC), mean over seeds, as Markdown."""
-    lines = ["| | evaluations | share near a mode |", "|---|---|---|"]
-    for name, by_count in read(CSV).items():
-        shares = by_count[count := min(by_count)]
-        lines.append(f"| {name.partition(' (from')[0]} | {count} | {sum(shares) / len(shares):.2f} |")
-    return lines
-
-
 def draw(shares: dict[str, dict[int, list[float]]], path: Path) -> None:
     """Share near a mode against network evaluations: mean over seeds, and each seed as a dot."""
     from drawing import BLUE, GREEN, ORANGE, PINK, SKY, plt
@@ -127,13 +118,12 @@ def draw(shares: dict[str, dict[int, list[float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Train every system with every seed that the CSV lacks, two at a time, each written as it ends; print, draw."""
+    """Train every system with every seed that the CSV lacks, two at a time, each written as it ends; draw."""
     done = {(row["system"], row["seed"]) for row in table(CSV)}
     jobs = [(name, seed) for name in SYSTEMS | CHOICES for seed in SEEDS if (name, str(seed)) not in done]
     with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for future in as_completed([pool.submit(measure, *job) for job in jobs]):
             append(CSV, future.result())
-    print(*text(), sep="\n")
     draw(read(CSV), CSV.with_suffix(".png"))
 
 
