@@ -360,6 +360,8 @@ def collect(
 
     behaviour = None if quality == CUSTOM else Behaviour(env_name)
     env = behaviour.env if behaviour else make_env(env_name)
+    if policy and progress:
+        print(f"random actions and {policy} are played first, to compare with", flush=True)
     known = behaviour.meta if behaviour else references(env, policy)
     parts = {policy or "random": transitions}
     if quality == "medium-replay":
@@ -418,7 +420,6 @@ def references(env: Env, policy: str | None) -> dict[str, float | None]:
     """The returns of random actions and of `policy` on one's own environment; None where they give no scale."""
     if policy is None:
         return {"random_return": None, "expert_return": None}
-    print(f"random actions and {policy} are played first, to compare with", flush=True)
     low, high = mean_return(random_actions(env), env), mean_return(own_policy(policy, env), env)
     return {"random_return": low, "expert_return": high if high != low else None}
 

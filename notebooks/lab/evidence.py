@@ -1,8 +1,6 @@
 """Tables and figures from results/*.csv: the paper's beside ours, and a verdict for each claim.
 
-    python notebooks/lab/evidence.py     # draws results/table1.png, ..., writes the tables of both README.md
-
-Runs that `reproduce.py` has not made yet are left out.
+python notebooks/lab/evidence.py     # draws results/table1.png, ..., writes the tables of both README.md
 """
 
 from __future__ import annotations
@@ -92,9 +90,16 @@ Key = tuple[str, str, str]  # cell, system, options without those of the budget
 
 
 def curves(name: str, last: str = "0") -> dict[Key, dict[int, BySeed]]:
-    """The returns of a grid's evaluations on the way (last "1": of those at the end), by step and seed."""
+    """The returns of a grid's evaluations on the way (last "1": of those at the end), by step and seed.
+
+    ValueError if rows of one system are of two methods.
+    """
     found: dict[Key, dict[int, BySeed]] = {}
-    for row in table(RESULTS / f"{name}.csv"):
+    rows = table(RESULTS / f"{name}.csv")
+    methods = {row["system"] for row in rows}
+    if len({method.partition("@")[0] for method in methods}) < len(methods):
+        raise ValueError(f"{name}.csv has rows of an earlier method beside new ones: delete the former")
+    for row in rows:
         if row["last"] == last:
             change = re.sub(r"--(steps|eval-every) \d+ ?", "", row["options"])
             system = row["system"].partition("@")[0]  # without the commit whose method it is
@@ -175,7 +180,8 @@ def text_table_1() -> list[str]:
 def text_averages() -> list[str]:
     """Averages over the kinds of data of each task that all systems have, as Markdown; last the time of a step."""
     found, ratios = table_1(), time_of_a_step()
-    steps = {system: max(by_step) for (_, system, _), by_step in curves("table1").items()}
+    done = set(sum(cells_done(found).values(), []))
+    steps = {system: max(by_step) for (cell, system, _), by_step in curves("table1").items() if cell in done}
     heads = [f"{name}, {steps[s]:,} steps" for s, name in NAMES.items()]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(NAMES) + 1) + "|"]
     for env, cells in cells_done(found).items():
@@ -263,9 +269,9 @@ def draw_long(figure: Figure) -> None:
     for axes, (env, cells) in zip(figure.subplots(1, 4).flat, CELLS_OF.items()):
         for system in NAMES:
             by_step = found.get((cells[-1], system), {})
-            for seed in {seed for by_seed in by_step.values() for seed in by_seed} if len(by_step) > 5 else ():
+            for seed in {seed for by_seed in by_step.values() for seed in by_seed}:
                 points = [(step, by_seed[seed]) for step, by_seed in sorted(by_step.items()) if seed in by_seed]
-                axes.plot(*zip(*points), color=COLOURS[system], label=NAMES[system] if env == ENVS[0] else None)
+                axes.plot(*zip(*points), color=COLOURS[system], label=NAMES[system])
         axes.axhline(DATA_RETURNS[cells[-1]], color="black", lw=1, ls=":", label="return of the data")
         axes.axhline(PAPER[cells[-1], OURS], color="black", lw=1, ls="--", label="the paper's OM2P")
         axes.set_title(f"{TASKS[env]}, expert", fontsize=11)
@@ -287,7 +293,7 @@ def text_table_2() -> list[str]:
     """Time and memory of every system, and over those of OM2P as published (the paper's in brackets), as Markdown."""
     lines = ["| | seconds | over OM2P | MB | over OM2P |", "|---" * 5 + "|"]
     ours = costs()
-    for system, figures in ours.items() if PAPERS in ours else ():
+    for system, figures in ours.items():
         line, paper = f"| {system}", TABLE_2.get(system, (None, None))
         for own, base, theirs, theirs_base in zip(figures, ours[PAPERS], paper, TABLE_2[PAPERS]):
             line += f" | {own:.0f} | {own / base:.2f}" + (f" ({theirs / theirs_base:.2f})" if theirs else "")
@@ -316,8 +322,8 @@ def draw_figure_2(figure: Figure) -> None:
     cloning, steps = figure.subplots(1, 2)
     found = curves("figure2")
     for (label, key), colour in zip(CLONING.items(), (BLUE, ORANGE, GREEN, PINK)):
-        by_step = dict(sorted(found.get(("world/expert", *key), {}).items()))
-        means, spreads = zip(*map(mean_and_spread, by_step.values())) if by_step else ((), ())
+        by_step = dict(sorted(found["world/expert", *key].items()))
+        means, spreads = zip(*map(mean_and_spread, by_step.values()))
         cloning.plot(by_step.keys(), means, color=colour, label=label)
         low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
         cloning.fill_between(by_step.keys(), low, high, color=colour, alpha=0.12, lw=0)
@@ -325,14 +331,11 @@ def draw_figure_2(figure: Figure) -> None:
     cloning.set(xlabel="training steps", ylabel="return", title="cloning: distribution of times")
     cloning.legend(fontsize=9)
     last = finals("figure2")
-    exact = last.get(("world/expert", *EXACT["exact derivative"]), {})
+    exact = last["world/expert", *EXACT["exact derivative"]]
     for row, key in enumerate(DIFFERENCES.values()):
-        scores = last.get(("world/expert", *key), {})
-        gaps = {seed: scores[seed] - exact[seed] for seed in scores.keys() & exact.keys()}
-        if gaps:
-            steps.errorbar(
-                mean_and_spread(gaps)[0], row, xerr=mean_and_spread(gaps)[1], color=BLUE, marker="o", capsize=2
-            )
+        scores = last["world/expert", *key]
+        mean, spread = mean_and_spread({seed: scores[seed] - exact[seed] for seed in scores.keys() & exact.keys()})
+        steps.errorbar(mean, row, xerr=spread, color=BLUE, marker="o", capsize=2)
     steps.axvline(0, color="black", lw=1, ls=":")
     steps.set(xlabel="return minus the exact derivative's", title=r"whole loss: step of the difference $\Delta r$")
     steps.set_yticks(range(len(DIFFERENCES)), DIFFERENCES)
@@ -357,9 +360,9 @@ def draw_on_world(figure: Figure, name: str, variants: dict[str, str]) -> None:
 SCALES = dict(value=(GREY, "mean abs(Q)"), mean=(BLUE, "mean length of dQ/da"), row=(ORANGE, "each row's own length"))
 
 
-def scales() -> dict[tuple[str, str], dict[int, BySeed]]:
-    """Learning curves by cell and scale."""
-    found = curves("scales").items()
+def scales(last: str = "0") -> dict[tuple[str, str], dict[int, BySeed]]:
+    """Learning curves by cell and scale (last "1": their ends)."""
+    found = curves("scales", last).items()
     return {(cell, change.split("--q-scale ")[1].split()[0]): by_step for (cell, _, change), by_step in found}
 
 
@@ -380,12 +383,12 @@ def draw_scales(figure: Figure) -> None:
 
 def text_scales() -> list[str]:
     """The return at the end of each curve and the best on the way, mean over seeds, as Markdown."""
-    found, lines = scales(), [f"| | {' | '.join(label for _, label in SCALES.values())} |", "|---|---|---|---|"]
-    for cell in dict.fromkeys(cell for cell, _ in found):
+    along, lines = scales(), [f"| | {' | '.join(label for _, label in SCALES.values())} |", "|---|---|---|---|"]
+    for cell in dict.fromkeys(cell for cell, _ in along):
         line = "| {}, {}".format(TASKS[cell.split("/")[0]], cell.split("/")[1])
         for scale in SCALES:
-            means = [mean_and_spread(by_seed)[0] for _, by_seed in sorted(found[cell, scale].items())]
-            line += f" | {means[-1]:,.0f} ({max(means):,.0f})"
+            end, best = (max(mean_and_spread(x)[0] for x in y[cell, scale].values()) for y in (scales("1"), along))
+            line += f" | {end:,.0f} ({best:,.0f})"
         lines.append(f"{line} |")
     return lines
 
@@ -522,17 +525,15 @@ PICTURES = {
     "scales": (draw_scales, (13, 7)),
     "ablations": (draw_ablations, (14, 5)),
 }
-TEXTS = (text_claims, text_averages, text_differences, text_table_1, text_table_2, text_scales, text_two_modes)
-TEXTS += (text_ablations,)
 
 
 def filled(page: str) -> str:
     """A page in Markdown with its tables as the results say; each follows a comment with the name of its function."""
-    for text in TEXTS:
-        comment = f"<!-- {text.__name__} -->"
-        table = "\n".join([comment, *text(), ""])
-        page = re.sub(rf"{comment}\n(\|.*\n)*", lambda _, table=table: table, page)
-    return page
+
+    def written(found: re.Match) -> str:
+        return "\n".join([f"<!-- {found[1]} -->", *globals()[found[1]](), ""])
+
+    return re.sub(r"<!-- (text_\w+) -->\n(\|.*\n)*", written, page)
 
 
 def picture(name: str) -> Figure:

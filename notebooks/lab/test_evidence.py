@@ -109,7 +109,6 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
         assert sum(axes.has_data() for axes in figure.axes) == panels
         # a curve for each way to clone, and the data's return; a point for each step
         assert name != "figure2" or [len(axes.lines) for axes in figure.axes] == [5, 8 * 3 + 1]
-    assert sum(axes.has_data() for axes in evidence.picture("long").axes) == 4
     (tmp_path / "table_2.csv").write_text((reproduce.RESULTS / "table_2.csv").read_text())
     claimed = evidence.text_claims()
     assert "| World: OM2P above the best other, MA-FQL | above | +5.0 ± 0.0 | yes |" in claimed  # MA-FQL 117 + 20 / 4
@@ -118,8 +117,12 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
     assert "127 ± 1 (203.1)" in evidence.text_table_1()[2]
     alone = "\n".join(evidence.text_ablations())
     assert alone.count("-40.0 ± 0.0*") == 5 and alone.count("-10.0 ± 0.0*") == 10  # a derivative of zero, MA-FQL twice
-    reproduce.append(tmp_path / "table1.csv", made_up(reproduce.Run("bc", "tag/medium", 1, "--alpha 3")))
+    other = made_up(reproduce.Run("bc", "tag/medium", 1, "--alpha 3"))
+    reproduce.append(tmp_path / "table1.csv", other)
     with pytest.raises(ValueError, match="two settings of bc on tag/medium"):
+        evidence.table_1()
+    reproduce.append(tmp_path / "table1.csv", [row | {"system": "bc@5c7f10a"} for row in other])
+    with pytest.raises(ValueError, match="rows of an earlier method beside new ones"):
         evidence.table_1()
 
 
@@ -150,6 +153,7 @@ def test_averages_and_differences_at_equal_steps_and_equal_time(tmp_path, monkey
         "| World | +0.0 ± 0.0 | -250.0 ± 0.0* | -125.0 ± 0.0* | +0.0 ± 0.0 | +125.0 ± 0.0* |",
         "| at equal time | - | +0.0 ± 0.0 | +125.0 ± 0.0* | - | - |",  # MA-FQL after 1,250 steps, OMAR after 833
     ]
+    assert len(evidence.picture("long").axes[1].lines) == 6 * 3 + 2  # World: a curve for each seed, and two levels
 
 
 @pytest.mark.parametrize("page", evidence.PAGES, ids=["README", "report"])

@@ -37,7 +37,7 @@ SYSTEMS = {
     "MA-FQL (from two on: its flow)": baselines.BaselineConfig.of("ma-fql", **SMALL, q_scale="value"),  # its paper's
     "MA-SfBC": baselines.BaselineConfig.of("ma-sfbc", **SMALL),
 }
-CHOICES = {  # the recommended settings with one of them changed: printed, not drawn
+CHOICES = {  # the recommended settings with one of them changed: in the table, not drawn
     "OM2P (ours), coupled times": om2p.Config(**SMALL, times="coupled"),
     "OM2P (ours), zero derivative": om2p.Config(**SMALL, derivative="zero"),
     "OM2P (ours), exact derivative": om2p.Config(**SMALL, derivative="exact"),
