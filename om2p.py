@@ -386,7 +386,7 @@ RECOMMENDED = {  # by task
     "tag": {"eta": 1.0, "act_noise": 1.0},
     "world": {"eta": 1.0, "act_noise": 1.0},
     "spread": {"eta": 0.1, "act_noise": 1.0},
-    "halfcheetah": {"eta": 0.03, "act_noise": 0.0},
+    "halfcheetah": {"eta": 0.05, "act_noise": 0.5},
 }
 
 

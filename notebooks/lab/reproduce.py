@@ -313,11 +313,11 @@ def tries(**values: str) -> list[str]:
 TUNED = {  # per system and task, or cell: the settings that are tried, those nearest to the data first
     "om2p": {
         "spread": tries(eta="0.1 0.3 1"),
-        "halfcheetah": tries(eta="0.01 0.03 0.1", act_noise="0"),
+        "halfcheetah": ["--eta 0.01 --act-noise 0", "--eta 0.03 --act-noise 0", "--eta 0.05 --act-noise 0.5"],
     },
     "ma-fql": {
         "spread": tries(alpha="1 0.3 0.1"),
-        "halfcheetah": tries(alpha="100 30 10", act_noise="0"),
+        "halfcheetah": ["--alpha 100 --act-noise 0", "--alpha 30 --act-noise 0", "--alpha 30 --act-noise 0.5"],
     },
     "ma-sfbc": {
         "tag": tries(alpha="100 300 1000 3000"),
