@@ -178,16 +178,16 @@ def text_table_1() -> list[str]:
 
 
 def text_averages() -> list[str]:
-    """Averages over the kinds of data of each task that all systems have, as Markdown; last the time of a step."""
+    """Averages over the kinds of data of each task that all systems have, as Markdown; last what each was trained."""
     found, ratios = table_1(), time_of_a_step()
     done = set(sum(cells_done(found).values(), []))
     steps = {system: max(by_step) for (cell, system, _), by_step in curves("table1").items() if cell in done}
-    heads = [f"{name}, {steps[s]:,} steps" for s, name in NAMES.items()]
-    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(NAMES) + 1) + "|"]
+    lines = [f"| | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 1) + "|"]
     for env, cells in cells_done(found).items():
         kinds = "" if cells == CELLS_OF[env] else f" ({', '.join(cell.split('/')[1] for cell in cells)})"
         texts = [with_spread(average([found[cell, s] for cell in cells])) for s in NAMES]
         lines.append(f"| `{env}`, {TASKS[env]}{kinds} | {' | '.join(texts)} |")
+    lines.append(f"| training steps | {' | '.join(f'{steps[s]:,}' for s in NAMES)} |")
     return [*lines, f"| time of a step | {' | '.join(f'x {ratios[s]:.2f}' for s in NAMES)} |"]
 
 

@@ -147,6 +147,7 @@ def test_averages_and_differences_at_equal_steps_and_equal_time(tmp_path, monkey
     averages = "| `world`, World | 252 ± 1 | 252 ± 1 | 502 ± 1 | 377 ± 1 | 252 ± 1 | 127 ± 1 |"
     assert evidence.text_averages()[2:] == [
         averages,
+        "| training steps | 2,500 | 2,500 | 2,500 | 2,500 | 2,500 | 2,500 |",
         "| time of a step | x 1.00 | x 1.00 | x 2.00 | x 3.00 | x 1.00 | x 0.20 |",
     ]
     assert evidence.text_differences()[2:] == [
