@@ -163,6 +163,12 @@ def cells_done(found: dict[tuple[str, str], BySeed]) -> dict[str, list[str]]:
     return {env: cells for env, cells in done.items() if cells}
 
 
+def named(env: str, cells: list[str]) -> str:
+    """A task, and of which kinds of data if not of all."""
+    kinds = ", ".join(cell.split("/")[1] for cell in cells)
+    return TASKS[env] if cells == CELLS_OF[env] else f"{TASKS[env]} ({kinds})"
+
+
 def text_table_1() -> list[str]:
     """Ours beside the paper's (in brackets), a row of a Markdown table for each cell."""
     found, lines = table_1(), [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
@@ -184,9 +190,8 @@ def text_averages() -> list[str]:
     steps = {system: max(by_step) for (cell, system, _), by_step in curves("table1").items() if cell in done}
     lines = [f"| | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 1) + "|"]
     for env, cells in cells_done(found).items():
-        kinds = "" if cells == CELLS_OF[env] else f" ({', '.join(cell.split('/')[1] for cell in cells)})"
         texts = [with_spread(average([found[cell, s] for cell in cells])) for s in NAMES]
-        lines.append(f"| `{env}`, {TASKS[env]}{kinds} | {' | '.join(texts)} |")
+        lines.append(f"| `{env}`, {named(env, cells)} | {' | '.join(texts)} |")
     lines.append(f"| training steps | {' | '.join(f'{steps[s]:,}' for s in NAMES)} |")
     return [*lines, f"| time of a step | {' | '.join(f'x {ratios[s]:.2f}' for s in NAMES)} |"]
 
@@ -220,7 +225,7 @@ def text_differences() -> list[str]:
             step, their_curves = end / ratios[s], [along[cell, s] for cell in cells]
             if ratios[s] > 1 and all(max(by_step) >= step for by_step in their_curves):
                 time[k] = starred(ours, average([at_step(by_step, step) for by_step in their_curves]))
-        lines += [f"| {TASKS[env]} | {' | '.join(steps)} |", f"| at equal time | {' | '.join(time)} |"]
+        lines += [f"| {named(env, cells)} | {' | '.join(steps)} |", f"| at equal time | {' | '.join(time)} |"]
     return lines
 
 
@@ -475,12 +480,14 @@ def claims() -> list[Claim]:
     found, rows = table_1(), []
     for env, cells in cells_done(found).items():
         ours = {s: average([found[cell, s] for cell in cells]) for s in TABLE_1[env]}
-        paper = {s: statistics.mean(row) for s, row in TABLE_1[env].items()}
+        paper = {s: statistics.mean(PAPER[cell, s] for cell in cells) for s in TABLE_1[env]}
         best = max((s for s in ours if s != OURS), key=lambda s: mean_and_spread(ours[s])[0])
-        rows.append(order_claim(f"{TASKS[env]}: OM2P above the best other, {NAMES[best]}", ours[OURS], ours[best]))
+        rows.append(
+            order_claim(f"{named(env, cells)}: OM2P above the best other, {NAMES[best]}", ours[OURS], ours[best])
+        )
         for s in ("omar", "ma-sfbc"):
             times = mean_and_spread(ours[OURS])[0] / mean_and_spread(ours[s])[0]
-            rows.append(ratio_claim(f"{TASKS[env]}: OM2P over {NAMES[s]}", paper[OURS] / paper[s], times))
+            rows.append(ratio_claim(f"{named(env, cells)}: OM2P over {NAMES[s]}", paper[OURS] / paper[s], times))
     for cell, times in ((cell, times) for cell, times in OVER_DATA.items() if (cell, OURS) in found):
         over = mean_and_spread(found[cell, OURS])[0] / DATA_RETURNS[cell]
         rows.append(
