@@ -313,11 +313,11 @@ def tries(**values: str) -> list[str]:
 TUNED = {  # per system and task, or cell: the settings that are tried, those nearest to the data first
     "om2p": {
         "spread": tries(eta="0.1 0.3 1"),
-        "halfcheetah": ["--eta 0.01 --act-noise 0", "--eta 0.03 --act-noise 0", "--eta 0.05 --act-noise 0.5"],
+        "halfcheetah": ["--eta 0.03 --act-noise 0", "--eta 0.05 --act-noise 0.5"],
     },
     "ma-fql": {
         "spread": tries(alpha="1 0.3 0.1"),
-        "halfcheetah": ["--alpha 100 --act-noise 0", "--alpha 30 --act-noise 0", "--alpha 30 --act-noise 0.5"],
+        "halfcheetah": ["--alpha 100 --act-noise 0", "--alpha 30 --act-noise 0"],
     },
     "ma-sfbc": {
         "tag": tries(alpha="100 300 1000 3000"),
