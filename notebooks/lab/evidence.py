@@ -461,8 +461,8 @@ Claim = tuple[str, str, str, str]  # what the paper claims, its figure, ours, an
 
 
 def ratio_claim(what: str, paper: float, ours: float) -> Claim:
-    """A claim that something is so many times something else; it holds if ours is at least nine tenths of it."""
-    holds = "yes" if ours >= 0.9 * paper else "in part" if ours > 1.05 else "no"
+    """A claim that something is so many times something else; it holds if ours is nine tenths as far above 1."""
+    holds = "yes" if ours - 1 >= 0.9 * (paper - 1) else "in part" if ours > 1.05 else "no"
     return what, f"x {paper:.2f}", f"x {ours:.2f}", holds
 
 
