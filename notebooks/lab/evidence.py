@@ -188,12 +188,13 @@ def text_averages() -> list[str]:
     found, ratios = table_1(), time_of_a_step()
     done = set(sum(cells_done(found).values(), []))
     steps = {system: max(by_step) for (cell, system, _), by_step in curves("table1").items() if cell in done}
-    lines = [f"| | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 1) + "|"]
+    lines = [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
     for env, cells in cells_done(found).items():
         texts = [with_spread(average([found[cell, s] for cell in cells])) for s in NAMES]
-        lines.append(f"| `{env}`, {named(env, cells)} | {' | '.join(texts)} |")
-    lines.append(f"| training steps | {' | '.join(f'{steps[s]:,}' for s in NAMES)} |")
-    return [*lines, f"| time of a step | {' | '.join(f'x {ratios[s]:.2f}' for s in NAMES)} |"]
+        level = statistics.mean(DATA_RETURNS[cell] for cell in cells)
+        lines.append(f"| `{env}`, {named(env, cells)} | {level:,.0f} | {' | '.join(texts)} |")
+    lines.append(f"| training steps | | {' | '.join(f'{steps[s]:,}' for s in NAMES)} |")
+    return [*lines, f"| time of a step | | {' | '.join(f'x {ratios[s]:.2f}' for s in NAMES)} |"]
 
 
 def time_of_a_step() -> dict[str, float]:
