@@ -111,7 +111,7 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
         assert name != "figure2" or [len(axes.lines) for axes in figure.axes] == [5, 8 * 3 + 1]
     (tmp_path / "table_2.csv").write_text((reproduce.RESULTS / "table_2.csv").read_text())
     claimed = evidence.text_claims()
-    assert "| World: OM2P above the best other, MA-FQL | above | +5.0 ± 0.0 | yes |" in claimed  # MA-FQL 117 + 20 / 4
+    assert "| World: OM2P above MA-FQL | above | +5.0 ± 0.0 | yes |" in claimed  # MA-FQL 117 + 20 / 4
     assert "| World, expert: weight of Q 1000 above 0.1 | above | -9.0 ± 0.0 | no |" in claimed
     assert "| World: OM2P over OMAR | x 2.47 | x 1.19 | in part |" in claimed and len(claimed) == 2 + 36
     assert "127 ± 1 (203.1)" in evidence.text_table_1()[2]
