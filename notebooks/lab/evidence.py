@@ -1,6 +1,8 @@
 """Tables and figures from results/*.csv: the paper's beside ours, and a verdict for each claim.
 
-python notebooks/lab/evidence.py     # draws results/table1.png, ..., writes the tables of both README.md
+    python notebooks/lab/evidence.py     # draws results/table1.png, ...; writes the tables of README.md here and above
+
+Rows of a system such as om2p@5c7f10a are read as om2p's.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import reproduce  # noqa: E402
+import two_modes  # noqa: E402
 from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
 from reproduce import CELLS, ENVS, RESULTS, WORLD, table  # noqa: E402
 
@@ -186,10 +189,10 @@ def text_table_1() -> list[str]:
 def text_averages() -> list[str]:
     """Averages over the kinds of data of each task that all systems have, as Markdown; last what each was trained."""
     found, ratios = table_1(), time_of_a_step()
-    done = set(sum(cells_done(found).values(), []))
-    steps = {system: max(by_step) for (cell, system, _), by_step in curves("table1").items() if cell in done}
+    done = cells_done(found)
+    steps = {s: max(x) for (cell, s, _), x in curves("table1").items() if cell in sum(done.values(), [])}
     lines = [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
-    for env, cells in cells_done(found).items():
+    for env, cells in done.items():
         texts = [with_spread(average([found[cell, s] for cell in cells])) for s in NAMES]
         level = statistics.mean(DATA_RETURNS[cell] for cell in cells)
         lines.append(f"| `{env}`, {named(env, cells)} | {level:,.0f} | {' | '.join(texts)} |")
@@ -414,12 +417,11 @@ def text_scales() -> list[str]:
 
 def text_two_modes() -> list[str]:
     """The share of samples near a mode with the fewest network evaluations, mean over seeds, as Markdown."""
-    shares: dict[tuple[str, str], list[float]] = {}
-    for row in table(RESULTS / "two_modes.csv"):
-        shares.setdefault((row["system"].partition(" (from")[0], row["evaluations"]), []).append(float(row["share"]))
-    fewest = {system: count for system, count in sorted(shares, key=lambda key: -int(key[1]))}
-    lines = [f"| {s} | {count} | {statistics.mean(shares[s, count]):.2f} |" for s, count in sorted(fewest.items())]
-    return ["| | network evaluations | share near a mode |", "|---|---|---|", *lines]
+    lines = ["| | network evaluations | share near a mode |", "|---|---|---|"]
+    for name, by_count in two_modes.read(RESULTS / "two_modes.csv").items():
+        fewest = min(by_count)
+        lines.append(f"| {name.partition(' (from')[0]} | {fewest} | {statistics.mean(by_count[fewest]):.2f} |")
+    return lines
 
 
 # -------------------- ablations
