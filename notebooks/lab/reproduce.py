@@ -312,10 +312,14 @@ def tries(**values: str) -> list[str]:
 
 TUNED = {  # per system and task, or cell: the settings that are tried, those nearest to the data first
     "om2p": {
+        "tag": tries(eta="1 3 10"),
+        "world": tries(eta="1 3 10"),
         "spread": tries(eta="0.1 0.3 1"),
         "halfcheetah": ["--eta 0.03 --act-noise 0", "--eta 0.05 --act-noise 0.5"],
     },
     "ma-fql": {
+        "tag": tries(alpha="1 0.3 0.1"),
+        "world": tries(alpha="1 0.3 0.1"),
         "spread": tries(alpha="1 0.3 0.1"),
         "halfcheetah": ["--alpha 100 --act-noise 0", "--alpha 30 --act-noise 0"],
     },
@@ -342,9 +346,8 @@ TUNED = {  # per system and task, or cell: the settings that are tried, those ne
 def trials(system: str, cell: str) -> dict[str, Run]:
     """The runs of the search for one system's setting on a cell, by setting; their seed is that of no table.
 
-    OM2P and MA-FQL have one setting for a task, searched on its medium-expert data at the table's length where the
-    task asks for a weight of Q of its own. The others' search made 2,500 steps on each kind of data; medium shares
-    medium-expert's.
+    OM2P and MA-FQL have one setting for a task, searched on its medium-expert data at the table's length. The others'
+    search made 2,500 steps on each kind of data; medium shares medium-expert's.
     """
     task = cell.split("/")[0]
     if system in ("om2p", "ma-fql"):
@@ -366,8 +369,6 @@ def tuned(system: str, cell: str) -> str:
     task = cell.split("/")[0]
     if system == "om2p":
         return "--eta {eta:g} --act-noise {act_noise:g}".format(**RECOMMENDED[task])
-    if system == "ma-fql" and task in ("tag", "world"):
-        return "--alpha 0.3"  # what the search at 2,500 steps, with Q over mean |Q|, comes to; as OM2P's eta 1
     return found(system, cell) if system in TUNED else ""
 
 
