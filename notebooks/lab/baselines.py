@@ -5,8 +5,8 @@
     bc       the mean action of the data at an observation, by least squares
     ma-fql   flow Q-learning, arXiv 2502.02538: a flow policy clones, a one-step policy is distilled from it
     ma-sfbc  SfBC, arXiv 2209.14548: a diffusion policy clones, its samples are chosen by softmax(alpha Q)
-    ma-cql   conservative Q-learning, arXiv 2006.04779, for deterministic policies as in OMAR's paper
-    omar     OMAR, arXiv 2111.11188: ma-cql, and a policy pulled to the best action of a zeroth-order search
+    omar     OMAR, arXiv 2111.11188: conservative Q-learning (arXiv 2006.04779) of a deterministic policy, which is also
+             pulled to the best action of a zeroth-order search
 
 Every agent learns by itself. Each update is critics, policy, targets, as in Algorithm 1 of OM2P, and the targets act; a
 run leaves the same folder. Options that only OM2P has do nothing here.
@@ -52,12 +52,10 @@ DIFFERS = {"ma-sfbc": {"alpha": 10.0, "candidates": 32}}  # settings other than 
 class BaselineConfig(Config):
     """The settings of a baseline: those of OM2P, and its own."""
 
-    algorithm: str = option(
-        "ma-fql", "which system", choices=("bc", "ma-fql", "ma-sfbc", "ma-cql", "omar"), group="baseline"
-    )
+    algorithm: str = option("ma-fql", "which system", choices=("bc", "ma-fql", "ma-sfbc", "omar"), group="baseline")
     alpha: float = option(
         1.0,
-        "ma-fql: of distillation; ma-sfbc: of Q in the softmax, its paper 10; ma-cql, omar: of the conservative term",
+        "ma-fql: of distillation; ma-sfbc: of Q in the softmax, its paper 10; omar: of the conservative term",
     )
     candidates: int = option(1, "actions drawn when acting, to choose from; ma-sfbc: its paper 32", low=1)
     act_noise: float = option(1.0, "ma-fql: scale of the noise when acting")
@@ -258,8 +256,11 @@ class MASfBC(Baseline):
         return actions[torch.arange(len(obs), device=obs.device), chosen[:, 0]]
 
 
-class MACQL(Baseline):
-    """TD3 whose critics are pushed down at actions that the data lacks."""
+class OMAR(Baseline):
+    """TD3 whose critics are pushed down at actions that the data lacks, and whose policy is pulled to searched ones.
+
+    Its release searches by elites on HalfCheetah, and elsewhere takes only uniform actions for the conservative term.
+    """
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """TD3's clipped double-Q error + alpha (log-sum-exp of Q over sampled actions - Q of the data's)."""
@@ -296,17 +297,6 @@ class MACQL(Baseline):
         return torch.cat([uniform, *near], 1), A * density.log().repeat_interleave(count)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
-        """-Q / mean |Q| of the policy's action."""
-        return ascent_loss(self.critics[:1], batch.obs, self.policy.act(batch.obs), "value")
-
-
-class OMAR(MACQL):
-    """MA-CQL whose policy is also pulled to the best action that a search among samples finds.
-
-    Its release searches by elites on HalfCheetah, and elsewhere takes only uniform actions for the conservative term.
-    """
-
-    def policy_loss(self, batch: Batch) -> tuple[Tensor, Info]:
         """(1 - w) (-Q / mean |Q|) + w (squared distance from the searched action)."""
         w, action = self.config.search_weight, self.policy.act(batch.obs)
         loss, info = ascent_loss(self.critics[:1], batch.obs, action, "value")
@@ -331,7 +321,7 @@ class OMAR(MACQL):
         return best
 
 
-AGENTS = {"bc": BC, "ma-fql": MAFQL, "ma-sfbc": MASfBC, "ma-cql": MACQL, "omar": OMAR}
+AGENTS = {"bc": BC, "ma-fql": MAFQL, "ma-sfbc": MASfBC, "omar": OMAR}
 
 
 def make_agent(obs_dim: int, action_dim: int, config: BaselineConfig, *place: Any, **options: Any) -> Baseline:

@@ -12,12 +12,10 @@ Needs `pip install -r notebooks/requirements.txt` too. The parts:
   networks, targets, optimizers, and the most that one agent's update adds to them.
 - busy: a training step alone, beside one and beside two processes that compute without end. The agents in turn, on all
   cores and on one; and as `om2p.train` does it, each in a thread of its own, ten updates at a time.
-- memory: a training step with and without freed memory of up to 31 MB kept for the next use (`data.thread_each` keeps
-  it), each in a process of its own, for it is kept until its end.
 - graph: on CUDA, a step as it is, and replayed from a recorded CUDA graph.
 - latency: one agent's action, in one step, as the critics' best of eight, in ten steps of a flow, in fifteen of a
   diffusion.
-- evaluation: ten episodes of every task, with the candidates of the default and with one.
+- evaluation: ten episodes of World, with the candidates of the default and with one.
 - collection: transitions (one step of all agents) per second that the shipped expert makes, policy included, beside the
   steps per second of `mpe2`'s env of the same name with continuous random actions, drawn beforehand; for HalfCheetah
   beside MuJoCo's own steps of one episode, without anything around them. And a whole data file.
@@ -35,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 import platform
 import statistics
 import subprocess
@@ -43,7 +40,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -67,7 +64,6 @@ WIDTH, BATCH, OBS, ACTION, AGENTS, COUNTS = 512, 256, 24, 2, 3, (1, 10, 1000)
 SYSTEMS = {
     "om2p": {},
     "om2p, exact": {"derivative": "exact"},
-    "om2p, zero": {"derivative": "zero"},
     "om2p-paper": om2p.PAPER,
     "ma-fql": {"algorithm": "ma-fql"},
     "ma-sfbc": {"algorithm": "ma-sfbc", "target_candidates": 4},  # as in Table 1
@@ -217,31 +213,6 @@ def measure_busy(rounds: int = 5) -> Iterator[Row]:
             yield f"width {width}, beside {busy}: {way}", 1e3 * statistics.median(times[1:]), "ms"
 
 
-def step_in(width: int, cores: int, keep: bool) -> float:
-    """Seconds of a training step in this process, in turn on one core or in threads on several."""
-    if keep:
-        torch.empty(31 * 2**18)
-    torch.set_num_threads(cores)
-    agents, batch = make_agents({"hidden_dim": width}), random_batch()
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        once = partial(together, agents, lambda i: batch, pool, 5)
-        once()
-        return statistics.median(seconds(once) for _ in range(9 if width == WIDTH else 25)) / 5
-
-
-def measure_memory(rounds: int = 3) -> Iterator[Row]:
-    """A training step where freed memory goes back to the system, and where it is kept."""
-    fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
-    with ProcessPoolExecutor(1, **fresh) as processes:
-        for width, cores in itertools.product((128, 256, WIDTH), sorted({1, torch.get_num_threads()})):
-            times: dict[bool, list[float]] = {False: [], True: []}
-            for _, keep in itertools.product(range(rounds), times):
-                times[keep].append(processes.submit(step_in, width, cores, keep).result())
-            for keep, measured in times.items():
-                way = "kept" if keep else "given back"
-                yield f"width {width}, {cores} cores: memory {way}", 1e3 * statistics.median(measured), "ms"
-
-
 def measure_graph(rounds: int = 9) -> Iterator[Row]:
     """A step of three agents on CUDA, and the same one replayed from a graph."""
     if DEVICE.type != "cuda":
@@ -287,14 +258,13 @@ def measure_latency(rounds: int = 25) -> Iterator[Row]:
 
 
 def measure_evaluation(rounds: int = 5) -> Iterator[Row]:
-    """Ten episodes of every task at full width."""
-    for name in envs.DIMENSIONS:
-        env = envs.make_env(name, data.collect(name, "expert", 1000, progress=False).prey, DEVICE)
-        ways = {}
-        for candidates in (8, 1):
-            agents = make_agents({"candidates": candidates}, env.num_agents, (env.obs_dim, env.action_dim))
-            ways[f"{name}: 10 episodes, candidates {candidates}"] = partial(envs.evaluate, agents, env, 10, seed=0)
-        yield from medians(ways, rounds)
+    """Ten episodes of World at full width."""
+    env = envs.make_env("world", data.Behaviour("world").env.prey, DEVICE)
+    ways = {}
+    for candidates in (8, 1):
+        agents = make_agents({"candidates": candidates}, env.num_agents, (env.obs_dim, env.action_dim))
+        ways[f"world: 10 episodes, candidates {candidates}"] = partial(envs.evaluate, agents, env, 10, seed=0)
+    yield from medians(ways, rounds)
 
 
 def peer_steps(name: str) -> Callable[[int], None]:
@@ -361,7 +331,6 @@ def measure_start_up(rounds: int = 5) -> Iterator[Row]:
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "update": measure_updates,
     "busy": measure_busy,
-    "memory": measure_memory,
     "graph": measure_graph,
     "latency": measure_latency,
     "evaluation": measure_evaluation,

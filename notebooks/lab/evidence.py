@@ -1,6 +1,6 @@
 """Tables and figures from results/*.csv: the paper's beside ours, and a verdict for each claim.
 
-    python notebooks/lab/evidence.py     # draws results/table1.png, ...; writes the tables of README.md here and above
+    python notebooks/lab/evidence.py     # draws the pictures and writes the tables of README.md here and above
 
 Rows of a system such as om2p@5c7f10a are read as om2p's.
 """
@@ -374,44 +374,6 @@ def draw_on_world(figure: Figure, name: str, variants: dict[str, str]) -> None:
     legend(figure, colours)
 
 
-# -------------------- what Q is divided by
-
-SCALES = dict(value=(GREY, "mean abs(Q)"), mean=(BLUE, "mean length of dQ/da"), row=(ORANGE, "each row's own length"))
-
-
-def scales(last: str = "0") -> dict[tuple[str, str], dict[int, BySeed]]:
-    """Learning curves by cell and scale (last "1": their ends)."""
-    found = curves("scales", last).items()
-    return {(cell, change.split("--q-scale ")[1].split()[0]): by_step for (cell, _, change), by_step in found}
-
-
-def draw_scales(figure: Figure) -> None:
-    """A panel for each kind of data, a line for each seed."""
-    found = scales()
-    for axes, cell in zip(figure.subplots(2, 3).flat, dict.fromkeys(cell for cell, _ in found)):
-        for scale, (colour, label) in SCALES.items():
-            by_step = found.get((cell, scale), {})
-            for seed in sorted({seed for by_seed in by_step.values() for seed in by_seed}):
-                points = [(step, by_seed[seed]) for step, by_seed in sorted(by_step.items()) if seed in by_seed]
-                axes.plot(*zip(*points), color=colour, label=label if cell == "tag/expert" and seed == 1 else None)
-        axes.axhline(DATA_RETURNS[cell], color="black", lw=1, ls=":")
-        axes.set_title("{}, {}".format(TASKS[cell.split("/")[0]], cell.split("/")[1]), fontsize=12)
-        axes.set(xlabel="training steps", ylabel="return")
-    figure.legend(loc="outside lower center", ncols=4)
-
-
-def text_scales() -> list[str]:
-    """The return at the end of each curve and the best on the way, mean over seeds, as Markdown."""
-    along, lines = scales(), [f"| | {' | '.join(label for _, label in SCALES.values())} |", "|---|---|---|---|"]
-    for cell in dict.fromkeys(cell for cell, _ in along):
-        line = "| {}, {}".format(TASKS[cell.split("/")[0]], cell.split("/")[1])
-        for scale in SCALES:
-            end, best = (max(mean_and_spread(x)[0] for x in y[cell, scale].values()) for y in (scales("1"), along))
-            line += f" | {end:,.0f} ({best:,.0f})"
-        lines.append(f"{line} |")
-    return lines
-
-
 # -------------------- two modes
 
 
@@ -540,7 +502,6 @@ PICTURES = {
     "figure2": (draw_figure_2, (12, 4.5)),
     "figure3": (partial(draw_on_world, name="figure3", variants=ETAS), (11, 4)),
     "figure4": (partial(draw_on_world, name="figure4", variants=PARTS), (11, 4)),
-    "scales": (draw_scales, (13, 7)),
     "ablations": (draw_ablations, (14, 5)),
 }
 
@@ -561,7 +522,7 @@ def picture(name: str) -> Figure:
 
 def main() -> None:
     """Draw all, write the tables."""
-    for name in PICTURES:
+    for name in ("table1", "long", "ablations"):  # those that the pages show; lesson 6 draws the others too
         picture(name).savefig(RESULTS / f"{name}.png", dpi=100)
     for page in PAGES:
         page.write_text(filled(page.read_text()))

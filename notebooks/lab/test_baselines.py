@@ -26,7 +26,7 @@ def make(algorithm: str, **options) -> baselines.Baseline:
     return baselines.make_agent(3, 2, baselines.BaselineConfig.of(algorithm, **sizes | options))
 
 
-@pytest.mark.parametrize(("algorithm", "limit"), [("ma-fql", 0.25), ("ma-sfbc", 0.45), ("ma-cql", 0.3), ("omar", 0.3)])
+@pytest.mark.parametrize(("algorithm", "limit"), [("ma-fql", 0.25), ("ma-sfbc", 0.45), ("omar", 0.3)])
 def test_each_finds_the_better_actions_of_uniform_data(algorithm, limit):
     """One decision, reward - |action - best|^2, uniform data: who only clones stays 0.7 away, who learns comes near."""
     agent, g = make(algorithm, **{"alpha": 0.3} if algorithm == "ma-fql" else {}), torch.Generator().manual_seed(5)
@@ -82,14 +82,9 @@ def test_the_diffusion_keeps_most_of_a_small_spread():
     assert 0.06 < (action - action.mean(0)).std() < 0.11
 
 
-def test_the_diffusion_mixes_all_signal_into_noise():
-    share = baselines.signal_share(15)
-    assert share[0] == 1 and share[-1] < 1e-4 and (share.diff() < 0).all()
-
-
 def test_the_conservative_term_is_zero_for_equal_values_and_punishes_strangers():
     """With constant critics, log-sum-exp of Q - log density over n samples, less Q, is their log-mean-density."""
-    agent = make("ma-cql")
+    agent = make("omar")
     batch = om2p.Batch(torch.randn(64, 3), torch.rand(64, 2), torch.zeros(64, 1), torch.randn(64, 3), torch.ones(64, 1))
     for critic in agent.critics:
         for p in critic.parameters():
