@@ -1338,7 +1338,7 @@ def test_the_command_line_from_an_empty_folder(tmp_path, few):
     mean, std = float(rows[-1]["return"]), float(rows[-1]["return_std"])
     assert f"{mean:.1f} +- {std:.1f}" in result.stdout and "normalised score" in result.stdout
     config = json.loads((folder / "config.json").read_text())
-    assert config["hidden_dim"] == 16 and config["eta"] == 1.0 and config["data_meta"]["env"] == "world"
+    assert config["hidden_dim"] == 16 and config["eta"] == 10.0 and config["data_meta"]["env"] == "world"
     assert torch.__version__.startswith(config["versions"]["torch"]) and config["versions"]["om2p"] == data.VERSION
     assert {"python", "numpy", "mujoco", "gymnasium", "pettingzoo"} < config["versions"].keys()
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
