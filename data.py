@@ -156,7 +156,7 @@ class Dataset:
             return adopt(path, arrays, env, quality, prey)
         with reading(f"{path}: meta"):
             meta = json.loads(str(found["meta"]))
-            task = {key: meta[key] for key in META}["env"]
+            task, *_ = [meta[key] for key in META]  # all of them must be there
         if env not in (NO_ENV, task) and {env, task} & DIMENSIONS.keys():
             raise ValueError(f"{path} holds data of {task}: use --env {task}, or other data")
         return cls.checked(path, arrays, meta, prey_layers or None)
