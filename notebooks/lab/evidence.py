@@ -323,25 +323,21 @@ def text_table_2() -> list[str]:
 # -------------------- Figures
 
 
-CLONING = {
-    f"{name}, {times}": (system, f"--objective bc --xi {xi}")
-    for name, system in ((PAPERS_NAME, PAPERS), (OURS_NAME, OURS))
-    for times, xi in (("Beta(6, 6)", "5 5 0 0"), ("uniform", "0 0 0 0"))
-}
+CLONING = {"Beta(6, 6)": "--objective bc --xi 5 5 0 0", "uniform": "--objective bc --xi 0 0 0 0"}
 DIFFERENCES = {
-    f"{delta_r}, {dtype}": (PAPERS, f"--delta-r {delta_r} --derivative-dtype {dtype}")
+    f"{delta_r}, {dtype}": f"--delta-r {delta_r} --derivative-dtype {dtype}"
     for dtype, steps in (("float64", "0.1 1e-2 1e-4 1e-8 1e-12"), ("float32", "1e-3 1e-8 1e-12"))
     for delta_r in steps.split()
 }
-EXACT = {"exact derivative": (PAPERS, "--derivative exact")}
+EXACT = "--derivative exact"
 
 
 def draw_figure_2(figure: Figure) -> None:
     """World expert: cloning with two laws of times; the return with each step of Eq. 5 minus the exact derivative's."""
     cloning, steps = figure.subplots(1, 2)
     found = curves("figure2")
-    for (label, key), colour in zip(CLONING.items(), (BLUE, ORANGE, GREEN, PINK)):
-        by_step = dict(sorted(found["world/expert", *key].items()))
+    for (label, options), colour in zip(CLONING.items(), (BLUE, ORANGE)):
+        by_step = dict(sorted(found["world/expert", PAPERS, options].items()))
         means, spreads = zip(*map(mean_and_spread, by_step.values()))
         cloning.plot(by_step.keys(), means, color=colour, label=label)
         low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
@@ -350,9 +346,9 @@ def draw_figure_2(figure: Figure) -> None:
     cloning.set(xlabel="training steps", ylabel="return", title="cloning: distribution of times")
     cloning.legend(fontsize=9)
     last = finals("figure2")
-    exact = last["world/expert", *EXACT["exact derivative"]]
-    for row, key in enumerate(DIFFERENCES.values()):
-        scores = last["world/expert", *key]
+    exact = last["world/expert", PAPERS, EXACT]
+    for row, options in enumerate(DIFFERENCES.values()):
+        scores = last["world/expert", PAPERS, options]
         mean, spread = mean_and_spread({seed: scores[seed] - exact[seed] for seed in scores.keys() & exact.keys()})
         steps.errorbar(mean, row, xerr=spread, color=BLUE, marker="o", capsize=2)
     steps.axvline(0, color="black", lw=1, ls=":")
@@ -366,11 +362,10 @@ PARTS = {"--objective q": "only Q", "--objective bc": "only cloning", "--xi 0 0 
 
 
 def draw_on_world(figure: Figure, name: str, variants: dict[str, str]) -> None:
-    """Every variant on each kind of World's data: a panel for the paper's settings and one for ours."""
-    found, colours = finals(name), dict(zip(variants.values(), (YELLOW, GREY, SKY, BLUE, GREEN)))
-    for axes, system in zip(figure.subplots(1, 2, sharey=True), (PAPERS, OURS)):
-        scores = {(c, variants[change]): by_seed for (c, s, change), by_seed in found.items() if s == system}
-        panel(axes, NAMES[system], WORLD, scores, colours)
+    """Every variant on each kind of World's data."""
+    colours = dict(zip(variants.values(), (YELLOW, GREY, SKY, BLUE, GREEN)))
+    scores = {(cell, variants[change]): by_seed for (cell, _, change), by_seed in finals(name).items()}
+    panel(figure.subplots(), PAPERS_NAME, WORLD, scores, colours)
     legend(figure, colours)
 
 
@@ -474,11 +469,11 @@ def claims() -> list[Claim]:
                 name = NAMES.get(s, "exact gradients, as a full Jacobian")
                 rows.append(ratio_claim(f"{what} of training, {name} over OM2P", paper[k] / TABLE_2[PAPERS][k], times))
     last = {name: finals(name) for name in ("figure2", "figure3", "figure4")}
-    beta, uniform, *_ = (last["figure2"]["world/expert", *key] for key in CLONING.values())
+    beta, uniform = (last["figure2"]["world/expert", PAPERS, options] for options in CLONING.values())
     rows.append(order_claim("World, expert: cloning with Beta(6, 6) times above uniform ones", beta, uniform))
-    for label, key in DIFFERENCES.items():
+    for label, options in DIFFERENCES.items():
         if label.startswith(("1e-8", "1e-12")):
-            pair = (last["figure2"]["world/expert", *x] for x in (key, *EXACT.values()))
+            pair = (last["figure2"]["world/expert", PAPERS, x] for x in (options, EXACT))
             rows.append(order_claim(f"World, expert: a step of {label} as good as the exact derivative", *pair, True))
     for cell in WORLD:
         pair = (last["figure3"][cell, PAPERS, f"--eta {eta}"] for eta in (1000, 0.1))
@@ -500,8 +495,8 @@ PICTURES = {
     "table1": (draw_table_1, (11, 8)),
     "long": (draw_long, (14, 4)),
     "figure2": (draw_figure_2, (12, 4.5)),
-    "figure3": (partial(draw_on_world, name="figure3", variants=ETAS), (11, 4)),
-    "figure4": (partial(draw_on_world, name="figure4", variants=PARTS), (11, 4)),
+    "figure3": (partial(draw_on_world, name="figure3", variants=ETAS), (8, 4)),
+    "figure4": (partial(draw_on_world, name="figure4", variants=PARTS), (8, 4)),
     "ablations": (draw_ablations, (14, 5)),
 }
 
