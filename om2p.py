@@ -252,14 +252,20 @@ def policy_loss(
 ) -> tuple[Tensor, Info]:
     """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
 
-    bc_noise (B, A) and the times r, t (B, 1) belong to L_bc, q_noise (B, A) becomes a~. Of `config` it takes eta, the
-    derivative, `objective` (an ablation leaves out one of the two terms) and `q_scale`.
+    bc_noise (B, A) and the times r, t (B, 1) belong to L_bc. The action a~ is the end of one step of Eq. 3 to time 1.
+    In the paper it starts at time 0, from q_noise (B, A). Then Q pulls u at (0, 1) only, L_bc holds it all around, and
+    u gets a spike there. Starting at any time r, on the path of q_noise, Q pulls wherever L_bc holds.
+    Of `config` it takes eta, the derivative, `objective` (an ablation leaves out one of the two terms), `q_start` and
+    `q_scale`.
     """
     loss, info = torch.zeros((), device=batch.obs.device), {}
     if config.objective != "q":
         loss, info = mean_flow_loss(policy, batch.obs, batch.action, bc_noise, r, t, choose_derivative(config))
     if config.objective != "bc":
-        q_loss, q_info = ascent_loss(critics, batch.obs, policy.act(batch.obs, q_noise), config.q_scale)
+        start = r if config.q_start == "path" else torch.zeros_like(r)
+        a_r, _ = path(batch.action, q_noise, start)
+        a = a_r + (1 - start) * policy(batch.obs, a_r, start, torch.ones_like(start))  # Eq. 3
+        q_loss, q_info = ascent_loss(critics, batch.obs, a.clamp(-1, 1), config.q_scale)
         loss, info = loss + config.eta * q_loss, info | q_info  # Eq. 6
     return loss, info | {"policy_loss": loss.detach()}
 
@@ -308,6 +314,11 @@ class Config:
     eta: float = option(0.1, "weight of the Q term, Eq. 6; if left out, by task; paper Table 3")
     q_scale: str = option(
         "gradient", "Q is divided by mean |Q| or |dQ/da|; paper: by none", choices=("none", "value", "gradient")
+    )
+    q_start: str = option(
+        "path",
+        "the step to the action that Q rates starts on a path, at r, or from noise (paper, Eq. 6)",
+        choices=("path", "noise"),
     )
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
     equal_share: float = option(0.5, "share of rows with r = t among ordered times; not in the paper", high=1)
@@ -361,6 +372,7 @@ PAPER = {
     "delta_r": 1e-12,
     "derivative_dtype": "float64",
     "q_scale": "none",
+    "q_start": "noise",
     "candidates": 1,
     "act_noise": 1.0,
 }

@@ -306,10 +306,10 @@ def tries(**values: str) -> list[str]:
 
 TUNED = {  # per system and task, or cell: the settings that are tried, those nearest to the data first
     "om2p": {
-        "tag": tries(eta="1 3 10"),
+        "tag": tries(eta="0.3 1 3"),
         "world": tries(eta="1 3 10"),
         "spread": tries(eta="0.1 0.3 1"),
-        "halfcheetah": ["--eta 0.03 --act-noise 0", "--eta 0.05 --act-noise 0.5"],
+        "halfcheetah": tries(eta="0.03 0.1", act_noise="0.5"),
     },
     "ma-fql": {
         "tag": tries(alpha="1 0.3 0.1"),
