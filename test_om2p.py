@@ -293,17 +293,21 @@ def test_critic_loss_is_eq_7(device):
     assert all(p.grad is None for p in policy.parameters())
 
 
+@pytest.mark.parametrize("start", ["path", "noise"])
 @pytest.mark.parametrize("scale", ["none", "value", "gradient"])
-def test_policy_loss_is_eq_6(scale, device):
+def test_policy_loss_is_eq_6(scale, start, device):
     """Its gradient is that of L_bc - eta E[Q / scale], for critics whose dQ/da is part of the observation."""
     policy, b, noise, r, t = loss_inputs(device)
     q_noise, direction = normal(64, 2, seed=1, device=device), b.obs[:, :2]
     critics = [lambda obs, a, k=k: k * (a * obs[:, :2]).sum(-1, keepdim=True) for k in (0.5, 1.5)]
-    q = (policy.act(b.obs, q_noise) * direction).sum(-1, keepdim=True)
+    begin = r if start == "path" else 0 * r
+    a_r = (1 - begin) * q_noise + begin * b.action
+    a = (a_r + (1 - begin) * policy(b.obs, a_r, begin, 0 * r + 1)).clamp(-1, 1)
+    q = (a * direction).sum(-1, keepdim=True)
     size = {"none": 1.0, "value": q.abs().mean().item(), "gradient": direction.norm(dim=-1).mean().item()}[scale]
     terms = {"bc": om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, t)[0], "q": -3.0 * (q / size).mean()}
     for objective, expected in (("both", sum(terms.values())), *terms.items()):
-        config = Config(eta=3.0, q_scale=scale, objective=objective)
+        config = Config(eta=3.0, q_scale=scale, q_start=start, objective=objective)
         loss, info = om2p.policy_loss(policy, critics, b, noise, q_noise, r, t, config)
         ours, theirs = (torch.autograd.grad(x, list(policy.parameters()), retain_graph=True) for x in (loss, expected))
         assert all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(ours, theirs))
@@ -326,7 +330,8 @@ def test_table_and_presets_are_the_papers():
     ):
         paper = Config.of(*cell.split("/"), preset="paper")
         assert (paper.eta, paper.xi) == om2p.TABLE_3[cell] == (eta, xi)
-    assert (paper.times, paper.delta_r, paper.q_scale, paper.candidates) == ("coupled", 1e-12, "none", 1)
+    assert (paper.times, paper.delta_r, paper.candidates) == ("coupled", 1e-12, 1)
+    assert (paper.q_scale, paper.q_start) == ("none", "noise")
     assert (paper.hidden_dim, paper.batch_size, paper.gamma, paper.rho) == (512, 256, 0.99, 0.005)
 
 
