@@ -385,16 +385,12 @@ def text_two_modes() -> list[str]:
 
 
 def ablations() -> tuple[dict[str, dict[str, BySeed]], list[str]]:
-    """The returns by cell and by what is changed, if anything; and all changes, MA-FQL's last."""
-    scores: dict[str, dict[str, BySeed]] = {cell: {} for cell in CELLS}
-    for (cell, system, change), by_seed in finals("ablations").items():
-        if system == OURS:
-            scores[cell][change or OURS_NAME] = by_seed
-        if system == "ma-fql":
-            scores[cell]["MA-FQL, best of eight" if "--candidates" in change else "MA-FQL"] = by_seed
+    """The returns by cell and by what is changed, if anything; and all changes, the unchanged default first."""
+    scores: dict[str, dict[str, BySeed]] = {}
+    for (cell, _, change), by_seed in finals("ablations").items():
+        scores.setdefault(cell, {})[change or OURS_NAME] = by_seed
     changes = dict.fromkeys(change for by_change in scores.values() for change in by_change)
-    ordered = sorted(changes, key=lambda change: (change.startswith("MA-FQL"), change != OURS_NAME))
-    return {cell: by_change for cell, by_change in scores.items() if by_change}, ordered
+    return scores, sorted(changes, key=lambda change: change != OURS_NAME)
 
 
 def draw_ablations(figure: Figure) -> None:
@@ -403,7 +399,7 @@ def draw_ablations(figure: Figure) -> None:
     for axes, (cell, by_change) in zip(figure.subplots(1, len(scores), sharey=True), scores.items()):
         for row, change in enumerate(changes):
             if by_seed := by_change.get(change):
-                colour = {"O": BLUE, "-": ORANGE, "M": GREEN}[change[0]]
+                colour = BLUE if change == OURS_NAME else ORANGE
                 mean, spread = mean_and_spread(by_seed)
                 axes.errorbar(mean, row, xerr=spread, color=colour, marker="o", ms=6, capsize=2)
                 if change == OURS_NAME:
@@ -497,7 +493,7 @@ PICTURES = {
     "figure2": (draw_figure_2, (12, 4.5)),
     "figure3": (partial(draw_on_world, name="figure3", variants=ETAS), (8, 4)),
     "figure4": (partial(draw_on_world, name="figure4", variants=PARTS), (8, 4)),
-    "ablations": (draw_ablations, (14, 5)),
+    "ablations": (draw_ablations, (11, 4)),
 }
 
 
