@@ -395,10 +395,10 @@ TABLE_3 = {  # of the paper: eta and xi by task/quality
     "halfcheetah/expert": (0.008, UNIFORM),
 }
 RECOMMENDED = {  # by task
-    "tag": {"eta": 1.0, "act_noise": 1.0},
+    "tag": {"eta": 3.0, "act_noise": 1.0},
     "world": {"eta": 10.0, "act_noise": 1.0},
     "spread": {"eta": 0.1, "act_noise": 1.0},
-    "halfcheetah": {"eta": 0.05, "act_noise": 0.5},
+    "halfcheetah": {"eta": 0.1, "act_noise": 0.5},
 }
 
 
