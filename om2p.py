@@ -253,8 +253,9 @@ def policy_loss(
     """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
 
     bc_noise (B, A) and the times r, t (B, 1) belong to L_bc. The action a~ is the end of one step of Eq. 3 to time 1.
-    In the paper it starts at time 0, from q_noise (B, A). Then Q pulls u at (0, 1) only, L_bc holds it all around, and
-    u gets a spike there. Starting at any time r, on the path of q_noise, Q pulls wherever L_bc holds.
+    In the paper the step starts at time 0, from q_noise (B, A). Then all rows of Q pull u at (0, 1), where L_bc has
+    hardly a row, and u gets a spike there. By default it starts at the same r, on the path from q_noise to the recorded
+    action: Q pulls u at (r, 1) for every r.
     Of `config` it takes eta, the derivative, `objective` (an ablation leaves out one of the two terms), `q_start` and
     `q_scale`.
     """
@@ -317,7 +318,7 @@ class Config:
     )
     q_start: str = option(
         "path",
-        "the step to the action that Q rates starts on a path, at r, or from noise (paper, Eq. 6)",
+        "start of the step to the action that Q rates: on a path, at r, or from noise; paper noise, Eq. 6",
         choices=("path", "noise"),
     )
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))

@@ -340,6 +340,7 @@ def test_settings_come_in_three_layers():
     plain, ours, own = Config(), Config.of("halfcheetah", "expert"), Config.of("task:make", "custom")
     assert om2p.RECOMMENDED["halfcheetah"].items() <= vars(ours).items() and ours.env == "halfcheetah"
     assert (ours.times, ours.xi, ours.delta_r, ours.candidates) == ("ordered", om2p.UNIFORM, 1e-3, 8)
+    assert (ours.q_scale, ours.q_start) == ("gradient", "path")
     assert (own.eta, own.act_noise, own.env) == (plain.eta, plain.act_noise, "task:make")
     given = {"eta": 3.0, "times": "ordered", "xi": (1.0, 0.0, 0.0, 0.0)}
     mixed = Config.of("world", "medium", "paper", **given)

@@ -279,7 +279,7 @@ def figure_4() -> list[Run]:
 def ablations() -> list[Run]:
     """The default with one choice changed at a time, on the data of the search.
 
-    What Figure 3 (Q's weight, and raw Q) and the search (eta, act_noise) change is left out.
+    What the search (eta, act_noise) and results/scales.csv (q_scale) change is left out.
     """
     changes = (
         *("", "--q-start noise", "--derivative exact", "--derivative zero", "--times coupled", "--objective bc"),

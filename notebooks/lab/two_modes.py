@@ -33,7 +33,7 @@ SMALL = {"hidden_dim": 128, "hidden_layers": 3, "learning_rate": 3e-4}
 SYSTEMS = {
     "OM2P (paper's settings)": om2p.Config(**om2p.PAPER | SMALL, eta=1.0),
     "OM2P (ours)": om2p.Config(**SMALL),
-    "OM2P (ours), eta 1": om2p.Config(**SMALL, eta=1.0),  # as on Predator-Prey
+    "OM2P (ours), eta 1": om2p.Config(**SMALL, eta=1.0),  # towards the weights of Predator-Prey (3) and World (10)
     "MA-FQL (from two on: its flow)": baselines.BaselineConfig.of("ma-fql", **SMALL, q_scale="value"),  # its paper's
     "MA-SfBC": baselines.BaselineConfig.of("ma-sfbc", **SMALL),
 }
