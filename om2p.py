@@ -398,7 +398,7 @@ TABLE_3 = {  # of the paper: eta and xi by task/quality
 RECOMMENDED = {  # by task
     "tag": {"eta": 3.0, "act_noise": 1.0},
     "world": {"eta": 10.0, "act_noise": 1.0},
-    "spread": {"eta": 0.3, "act_noise": 1.0},
+    "spread": {"eta": 0.1, "act_noise": 1.0},
     "halfcheetah": {"eta": 0.1, "act_noise": 0.5},
 }
 

@@ -361,17 +361,23 @@ def tuned(system: str, cell: str) -> str:
 
 
 def found(system: str, cell: str) -> str:
-    """Of the settings in tune.csv within a standard error of the best return, the one nearest to the data.
+    """Of the settings in tune.csv that are less than a standard error below the best, the one nearest to the data.
 
-    The best of several that cannot be told apart is luck. RuntimeError if not all were tried.
+    The standard error is that of the difference. The best of several that cannot be told apart is luck. RuntimeError if
+    not all were tried.
     """
     last = ended(RESULTS / "tune.csv")
     tried = {setting: last.get(run.key) for setting, run in trials(system, cell).items()}
     if not all(tried.values()):
         raise RuntimeError(f"{cell} {system}: run reproduce.py --tune first")
-    best = max(tried.values(), key=lambda row: float(row["return"]))
-    enough = float(best["return"]) - float(best["return_std"]) / int(best["episodes"]) ** 0.5
-    return next(setting for setting, row in tried.items() if float(row["return"]) >= enough)
+    scores = {
+        setting: (float(row["return"]), float(row["return_std"]) ** 2 / int(row["episodes"]))
+        for setting, row in tried.items()
+    }
+    best, best_variance = max(scores.values())
+    return next(
+        setting for setting, (mean, variance) in scores.items() if mean >= best - (variance + best_variance) ** 0.5
+    )
 
 
 GRIDS = {

@@ -58,7 +58,7 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
 
 
 def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatch):
-    """MA-FQL, alpha 1 to 0.1: 81 is further from 100 than the standard error of 10, 91 is not."""
+    """MA-FQL, alpha 1 to 0.1: 81 is further from 100 than the standard error of 14, 91 is not."""
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     tried = [rows_of(run, x) for run, x in zip(reproduce.trials("ma-fql", "spread/expert").values(), (81, 91, 100))]
     reproduce.write(tmp_path / "tune.csv", sum(tried[:2], []))
