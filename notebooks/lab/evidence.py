@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import reproduce  # noqa: E402
 import two_modes  # noqa: E402
 from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
-from reproduce import CELLS, ENVS, RESULTS, WORLD, table  # noqa: E402
+from reproduce import CELLS, CLONING, DIFFERENCES, ENVS, EXACT, RESULTS, WORLD, table  # noqa: E402
 
 OURS, OURS_NAME = "om2p", "OM2P (ours)"
 PAPERS, PAPERS_NAME = "om2p-paper", "OM2P (paper's settings)"
@@ -321,15 +321,6 @@ def text_table_2() -> list[str]:
 
 
 # -------------------- Figures
-
-
-CLONING = {"Beta(6, 6)": "--objective bc --xi 5 5 0 0", "uniform": "--objective bc --xi 0 0 0 0"}
-DIFFERENCES = {
-    f"{delta_r}, {dtype}": f"--delta-r {delta_r} --derivative-dtype {dtype}"
-    for dtype, steps in (("float64", "0.1 1e-2 1e-4 1e-8 1e-12"), ("float32", "1e-3 1e-8 1e-12"))
-    for delta_r in steps.split()
-}
-EXACT = "--derivative exact"
 
 
 def draw_figure_2(figure: Figure) -> None:

@@ -253,14 +253,18 @@ def length(system: str, cell: str) -> str:
     return f"--steps 10000 --eval-every 1000 --eval-episodes {20 if cell.startswith('halfcheetah') else 100}"
 
 
+CLONING = {"Beta(6, 6)": "--objective bc --xi 5 5 0 0", "uniform": "--objective bc --xi 0 0 0 0"}
+DIFFERENCES = {
+    f"{delta_r}, {dtype}": f"--delta-r {delta_r} --derivative-dtype {dtype}"
+    for dtype, steps in (("float64", "0.1 1e-2 1e-4 1e-8 1e-12"), ("float32", "1e-3 1e-8 1e-12"))
+    for delta_r in steps.split()
+}
+EXACT = "--derivative exact"
+
+
 def figure_2() -> list[Run]:
     """World expert: cloning alone with Beta(6, 6) against uniform times; the whole loss with several steps of Eq. 5."""
-    variants = [
-        *(f"--objective bc --xi {xi}" for xi in ("5 5 0 0", "0 0 0 0")),
-        *(f"--delta-r {step} --derivative-dtype float64" for step in ("0.1", "1e-2", "1e-4", "1e-8", "1e-12")),
-        *(f"--delta-r {step} --derivative-dtype float32" for step in ("1e-3", "1e-8", "1e-12")),
-        "--derivative exact",
-    ]
+    variants = [*CLONING.values(), *DIFFERENCES.values(), EXACT]
     return grid(["world/expert"], [("om2p-paper", f"--steps 1000 --eval-every 100 {o}") for o in variants])
 
 
