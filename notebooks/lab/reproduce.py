@@ -306,14 +306,14 @@ TUNED = {  # per system and task, or cell: the settings that are tried, those ne
     "om2p": {
         "tag": tries(eta="0.3 1 3"),
         "world": tries(eta="1 3 10"),
-        "spread": tries(eta="0.1 0.3 1"),
-        "halfcheetah": tries(eta="0.03 0.1", act_noise="0.5"),
+        "spread": tries(eta="0.03 0.1 0.3"),
+        "halfcheetah": tries(eta="0.03 0.1", act_noise="0"),
     },
     "ma-fql": {
         "tag": tries(alpha="1 0.3 0.1"),
         "world": tries(alpha="1 0.3 0.1"),
-        "spread": tries(alpha="1 0.3 0.1"),
-        "halfcheetah": ["--alpha 100 --act-noise 0", "--alpha 30 --act-noise 0"],
+        "spread": tries(alpha="3 1 0.3"),
+        "halfcheetah": tries(alpha="100 30", act_noise="0"),
     },
     "ma-sfbc": {
         "tag": tries(alpha="100 300 1000 3000"),
@@ -335,24 +335,27 @@ TUNED = {  # per system and task, or cell: the settings that are tried, those ne
 }
 
 
-def trials(system: str, cell: str) -> dict[str, Run]:
+def trials(system: str, cell: str) -> dict[str, list[Run]]:
     """The runs of the search for one system's setting on a cell, by setting; their seed is that of no table.
 
-    OM2P and MA-FQL have one setting for a task, searched on its medium-expert data at the table's length. The others'
-    search made 2,500 steps on each kind of data; medium shares medium-expert's.
+    OM2P and MA-FQL have one setting for a task, searched at the table's length on its medium-expert data, and on expert
+    data too where these are hard to better. The others' search made 2,500 steps on each kind of data; medium shares
+    medium-expert's.
     """
     task = cell.split("/")[0]
     if system in ("om2p", "ma-fql"):
-        cell, steps = f"{task}/medium-expert", length(system, cell)
+        kinds = ["medium-expert", "expert"] if task in ("spread", "halfcheetah") else ["medium-expert"]
+        cells, steps = [f"{task}/{kind}" for kind in kinds], length(system, cell)
     else:
-        cell, steps = f"{cell}-expert" if cell.endswith("/medium") else cell, "--steps 2500"
-    settings = TUNED[system].get(cell) or TUNED[system].get(task, [])
-    return {setting: Run(system, cell, 101, f"{steps} {setting}") for setting in settings}
+        cells, steps = [f"{cell}-expert" if cell.endswith("/medium") else cell], "--steps 2500"
+    settings = TUNED[system].get(cells[0]) or TUNED[system].get(task, [])
+    return {setting: [Run(system, kind, 101, f"{steps} {setting}") for kind in cells] for setting in settings}
 
 
 def tuning() -> list[Run]:
     """OM2P's as many as MA-FQL's, OMAR's as many as MA-SfBC's."""
-    return list(dict.fromkeys(run for cell in CELLS for system in TUNED for run in trials(system, cell).values()))
+    searches = (trials(system, cell).values() for cell in CELLS for system in TUNED)
+    return list(dict.fromkeys(run for search in searches for runs in search for run in runs))
 
 
 @functools.cache
@@ -367,17 +370,16 @@ def tuned(system: str, cell: str) -> str:
 def found(system: str, cell: str) -> str:
     """Of the settings in tune.csv that are less than a standard error below the best, the one nearest to the data.
 
-    The standard error is that of the difference. The best of several that cannot be told apart is luck. RuntimeError if
-    not all were tried.
+    The standard error is that of the difference; returns on two kinds of data are added. The best of several that cannot
+    be told apart is luck. RuntimeError if not all were tried.
     """
-    last = ended(RESULTS / "tune.csv")
-    tried = {setting: last.get(run.key) for setting, run in trials(system, cell).items()}
-    if not all(tried.values()):
-        raise RuntimeError(f"{cell} {system}: run reproduce.py --tune first")
-    scores = {
-        setting: (float(row["return"]), float(row["return_std"]) ** 2 / int(row["episodes"]))
-        for setting, row in tried.items()
-    }
+    last, scores = ended(RESULTS / "tune.csv"), {}
+    for setting, runs in trials(system, cell).items():
+        if any(run.key not in last for run in runs):
+            raise RuntimeError(f"{cell} {system}: run reproduce.py --tune first")
+        rows = [last[run.key] for run in runs]
+        variance = sum(float(row["return_std"]) ** 2 / int(row["episodes"]) for row in rows)
+        scores[setting] = sum(float(row["return"]) for row in rows), variance
     best, best_variance = max(scores.values())
     return next(
         setting for setting, (mean, variance) in scores.items() if mean >= best - (variance + best_variance) ** 0.5
