@@ -307,13 +307,13 @@ TUNED = {  # per system and task, or cell: the settings that are tried, those ne
         "tag": tries(eta="0.3 1 3"),
         "world": tries(eta="1 3 10"),
         "spread": tries(eta="0.03 0.1 0.3"),
-        "halfcheetah": tries(eta="0.03 0.1", act_noise="0"),
+        "halfcheetah": tries(eta="0.01 0.03 0.1", act_noise="0"),
     },
     "ma-fql": {
         "tag": tries(alpha="1 0.3 0.1"),
         "world": tries(alpha="1 0.3 0.1"),
         "spread": tries(alpha="3 1 0.3"),
-        "halfcheetah": tries(alpha="100 30", act_noise="0"),
+        "halfcheetah": tries(alpha="300 100 30", act_noise="0"),
     },
     "ma-sfbc": {
         "tag": tries(alpha="100 300 1000 3000"),
