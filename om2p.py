@@ -399,7 +399,7 @@ RECOMMENDED = {  # by task
     "tag": {"eta": 3.0, "act_noise": 1.0},
     "world": {"eta": 10.0, "act_noise": 1.0},
     "spread": {"eta": 0.1, "act_noise": 1.0},
-    "halfcheetah": {"eta": 0.1, "act_noise": 0.5},
+    "halfcheetah": {"eta": 0.01, "act_noise": 0.0},
 }
 
 
