@@ -58,14 +58,15 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
 
 
 def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatch):
-    """MA-FQL, alpha 1 to 0.1: 81 is further from 100 than the standard error of 14, 91 is not."""
+    """MA-FQL, alpha 3 to 0.3, returns on two kinds of data: 170 is further from 200 than the standard error of 20."""
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    tried = [rows_of(run, x) for run, x in zip(reproduce.trials("ma-fql", "spread/expert").values(), (81, 91, 100))]
-    reproduce.write(tmp_path / "tune.csv", sum(tried[:2], []))
+    runs = [run for pair in reproduce.trials("ma-fql", "spread/expert").values() for run in pair]
+    tried = [rows_of(run, x) for run, x in zip(runs, (60, 110, 105, 80, 90, 110))]
+    reproduce.write(tmp_path / "tune.csv", sum(tried[:5], []))
     with pytest.raises(RuntimeError, match="--tune"):
         reproduce.found("ma-fql", "spread/medium")
-    reproduce.append(tmp_path / "tune.csv", tried[2])
-    assert reproduce.found("ma-fql", "spread/medium") == "--alpha 0.3"
+    reproduce.append(tmp_path / "tune.csv", tried[5])
+    assert reproduce.found("ma-fql", "spread/medium") == "--alpha 1"
 
 
 def test_the_settings_are_what_the_equal_search_found():
