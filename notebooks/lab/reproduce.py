@@ -304,14 +304,14 @@ def tries(**values: str) -> list[str]:
 
 TUNED = {  # per system and task, or cell: the settings that are tried, those nearest to the data first
     "om2p": {
-        "tag": tries(eta="0.3 1 3"),
-        "world": tries(eta="1 3 10"),
+        "tag": tries(eta="0.3 1 3 10"),
+        "world": tries(eta="1 3 10 30"),
         "spread": tries(eta="0.03 0.1 0.3"),
         "halfcheetah": tries(eta="0.01 0.03 0.1", act_noise="0"),
     },
     "ma-fql": {
-        "tag": tries(alpha="1 0.3 0.1"),
-        "world": tries(alpha="1 0.3 0.1"),
+        "tag": tries(alpha="1 0.3 0.1 0.03"),
+        "world": tries(alpha="1 0.3 0.1 0.03"),
         "spread": tries(alpha="3 1 0.3"),
         "halfcheetah": tries(alpha="300 100 30", act_noise="0"),
     },
