@@ -234,11 +234,11 @@ def text_differences() -> list[str]:
 
 
 def at_equal_steps(cells: list[str], system: str) -> tuple[BySeed, BySeed]:
-    """Averages over cells of OM2P and of another system; if one made fewer steps, both at its last evaluation."""
+    """Averages over cells of OM2P and of another system: what made fewer steps at its end, the other on its way."""
     found, pair = table_1(), (OURS, system)
     along = {(cell, s): by_step for (cell, s, _), by_step in curves("table1").items() if cell in cells and s in pair}
-    ends = {max(by_step) for by_step in along.values()}
-    scores = found if len(ends) == 1 else {key: at_step(by_step, min(ends)) for key, by_step in along.items()}
+    last = min(max(by_step) for by_step in along.values())
+    scores = {key: found[key] if max(by_step) == last else at_step(by_step, last) for key, by_step in along.items()}
     ours, theirs = (average([scores[cell, s] for cell in cells]) for s in pair)
     return ours, theirs
 
