@@ -370,8 +370,8 @@ def tuned(system: str, cell: str) -> str:
 def found(system: str, cell: str) -> str:
     """Of the settings in tune.csv that are less than a standard error below the best, the one nearest to the data.
 
-    The standard error is that of the difference; returns on two kinds of data are added. The best of several that cannot
-    be told apart is luck. RuntimeError if not all were tried.
+    The standard error is that of the difference; returns on two kinds of data are added. The best of several that
+    cannot be told apart is luck. RuntimeError if not all were tried.
     """
     last, scores = ended(RESULTS / "tune.csv"), {}
     for setting, runs in trials(system, cell).items():
