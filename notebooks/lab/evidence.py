@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import reproduce  # noqa: E402
 import two_modes  # noqa: E402
 from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
-from reproduce import CELLS, CLONING, DIFFERENCES, ENVS, EXACT, RESULTS, WORLD, table  # noqa: E402
+from reproduce import CELLS, CLONING, DIFFERENCES, ENVS, ETAS, EXACT, PARTS, RESULTS, WORLD, table  # noqa: E402
 
 OURS, OURS_NAME = "om2p", "OM2P (ours)"
 PAPERS, PAPERS_NAME = "om2p-paper", "OM2P (paper's settings)"
@@ -348,14 +348,10 @@ def draw_figure_2(figure: Figure) -> None:
     steps.invert_yaxis()
 
 
-ETAS = {f"--eta {eta}": f"$\\eta$ = {eta}" for eta in ("0.1", "1", "10", "100", "1000")}
-PARTS = {"--objective q": "only Q", "--objective bc": "only cloning", "--xi 0 0 0 0": "uniform times", "": "everything"}
-
-
 def draw_on_world(figure: Figure, name: str, variants: dict[str, str]) -> None:
     """Every variant on each kind of World's data."""
-    colours = dict(zip(variants.values(), (YELLOW, GREY, SKY, BLUE, GREEN)))
-    scores = {(cell, variants[change]): by_seed for (cell, _, change), by_seed in finals(name).items()}
+    colours, last = dict(zip(variants, (YELLOW, GREY, SKY, BLUE))), finals(name)
+    scores = {(cell, label): last.get((cell, PAPERS, o), {}) for cell in WORLD for label, o in variants.items()}
     panel(figure.subplots(), PAPERS_NAME, WORLD, scores, colours)
     legend(figure, colours)
 
@@ -465,10 +461,11 @@ def claims() -> list[Claim]:
     for cell in WORLD:
         pair = (last["figure3"][cell, PAPERS, f"--eta {eta}"] for eta in (1000, 0.1))
         rows.append(order_claim(f"World, {cell.split('/')[1]}: weight of Q 1000 above 0.1", *pair))
-    for part, without in list(PARTS.items())[:3]:
-        cells = [cell for cell in WORLD if (cell, PAPERS, part) in last["figure4"]]
-        pair = (average([last["figure4"][cell, PAPERS, change] for cell in cells]) for change in ("", part))
-        rows.append(order_claim(f"World: everything above {without}", *pair))
+    for label, part in PARTS.items():
+        if part:
+            cells = [cell for cell in WORLD if (cell, PAPERS, part) in last["figure4"]]
+            pair = (average([last["figure4"][cell, PAPERS, change] for cell in cells]) for change in ("", part))
+            rows.append(order_claim(f"World: everything above {label}", *pair))
     return rows
 
 
