@@ -140,10 +140,12 @@ class Dataset:
     def load(
         cls, path: str | Path, env: str = NO_ENV, quality: str | None = None, prey: str | Path | None = None
     ) -> Dataset:
-        """Read and check a data file; raises ValueError with one line that says what is wrong with it.
+        """Read and check a data file or a folder; ValueError with one line that says what is wrong with it.
 
-        `quality` and `prey` are for a file without meta (see `adopt`).
+        `quality` and `prey` are for a folder or a file without meta (see `adopt`).
         """
+        if Path(path).is_dir():
+            return adopt(path, read_folder(Path(path), env), env, quality, prey)
         names = [*itertools.chain(SYNONYMS, *SYNONYMS.values()), "meta", r"prey_(weight|bias)_\d+"]
         found = read_npz(path, only="|".join(names))  # others are let alone
         ours = {name: next((x for x in (name, *more) if x in found), None) for name, more in SYNONYMS.items()}
@@ -165,13 +167,26 @@ class Dataset:
     def checked(
         cls, path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], prey: MLPWeights | None
     ) -> Dataset:
-        """Wrap the arrays of a data file or folder without copying; ValueError unless all fits together."""
-        check_arrays(path, arrays)
-        data = cls(*(torch.from_numpy(arrays[name]) for name in ARRAYS), meta, prey)
-        expected = DIMENSIONS.get(meta["env"], data.sizes)  # one's own task is made and checked by its users
-        if data.sizes != expected:
-            raise ValueError(f"{path}: (agents, observations, actions) are {data.sizes}, of {meta['env']} {expected}")
-        return data
+        """Wrap the arrays of a data file or folder without copying; clips what rounding adds to actions.
+
+        ValueError unless sizes and values are as the format says.
+        """
+        obs, actions, terminals = arrays["observations"], arrays["actions"], arrays["terminals"]
+        if obs.ndim != 3 or actions.ndim != 3 or not obs.size or not actions.size:
+            raise ValueError(
+                f"{path}: observations {obs.shape} and actions {actions.shape} are no (M, N, O) and (M, N, A)"
+            )
+        pair = obs.shape[:2]
+        shapes = dict(zip(ARRAYS, (obs.shape, (*pair, actions.shape[2]), pair, obs.shape, pair)))
+        for name, shape in shapes.items():
+            x = arrays[name]
+            if x.shape != shape:
+                raise ValueError(f"{path}: {name} is of shape {x.shape}, not {shape}")
+            refuse(path, name, x, ~np.isfinite(x), "is NaN or infinite")
+        refuse(path, "actions", actions, np.abs(actions) > 1 + ROUNDING, "is not in [-1, 1]")
+        np.clip(actions, -1, 1, out=actions)
+        refuse(path, "terminals", terminals, (terminals != 0) & (terminals != 1), "is neither 0 nor 1")
+        return cls(*(torch.from_numpy(arrays[name]) for name in ARRAYS), meta, prey)
 
 
 def check_fits(sizes: Sequence[int], env: Env) -> None:
@@ -196,6 +211,15 @@ def read_npz(path: str | Path, only: str = ".*") -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files if re.fullmatch(only, name)}
 
 
+def write_csv(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A table of rows, the columns of which may differ; at no moment is it half written."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with whole_file(path) as part, open(part, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def layers_in(arrays: dict[str, np.ndarray], prefix: str) -> list[tuple[Tensor, Tensor]]:
     """The layers of an MLP among arrays: PREFIXweight_0, PREFIXbias_0, PREFIXweight_1, ..."""
     numbers = range(sum(name.startswith(f"{prefix}weight_") for name in arrays))
@@ -203,24 +227,6 @@ def layers_in(arrays: dict[str, np.ndarray], prefix: str) -> list[tuple[Tensor, 
         [torch.from_numpy(arrays[f"{prefix}{kind}_{k}"]).float() for k in numbers] for kind in ("weight", "bias")
     )
     return list(zip(weights, biases))
-
-
-def check_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless sizes and values are as the format says; clips what rounding adds to actions."""
-    obs, actions = arrays["observations"], arrays["actions"]
-    if obs.ndim != 3 or actions.ndim != 3 or not obs.size or not actions.size:
-        raise ValueError(f"{path}: observations {obs.shape} and actions {actions.shape} are no (M, N, O) and (M, N, A)")
-    pair = obs.shape[:2]
-    shapes = dict(zip(ARRAYS, (obs.shape, (*pair, actions.shape[2]), pair, obs.shape, pair)))
-    for name, shape in shapes.items():
-        x = arrays[name]
-        if x.shape != shape:
-            raise ValueError(f"{path}: {name} is of shape {x.shape}, not {shape}")
-        refuse(path, name, x, ~np.isfinite(x), "is NaN or infinite")
-    refuse(path, "actions", actions, np.abs(actions) > 1 + ROUNDING, "is not in [-1, 1]")
-    np.clip(actions, -1, 1, out=actions)
-    terminals = arrays["terminals"]
-    refuse(path, "terminals", terminals, (terminals != 0) & (terminals != 1), "is neither 0 nor 1")
 
 
 def refuse(path: str | Path, name: str, x: np.ndarray, bad: np.ndarray, why: str) -> None:
@@ -304,7 +310,6 @@ def collect(
     seed: int = 0,
     noise: float = NOISE,
     policy: str | None = None,
-    progress: bool = True,
 ) -> Dataset:
     """Make a data set; `noise` is the standard deviation of the exploration of the policies that play.
 
@@ -319,8 +324,6 @@ def collect(
 
     behaviour = None if quality == CUSTOM else Behaviour(env_name)
     env = behaviour.env if behaviour else make_env(env_name)
-    if policy and progress:
-        print(f"random actions and {policy} are played first, to compare with", flush=True)
     known = behaviour.meta if behaviour else references(env, policy)
     parts = {policy or "random": transitions}
     if quality == "medium-replay":
@@ -328,10 +331,8 @@ def collect(
     elif quality not in ("random", CUSTOM):
         expert = {"expert": transitions, "medium-expert": transitions // EXPERT_ONE_IN[env_name]}.get(quality, 0)
         parts = {"medium": transitions - expert, "expert": expert}
-    if progress:
-        say_size(env, sum(parts.values()))
     pieces = []
-    with tqdm(total=sum(parts.values()), unit="transition", unit_scale=True, disable=None if progress else True) as bar:
+    with tqdm(total=sum(parts.values()), unit="transition", unit_scale=True, disable=None) as bar:
         for k, (name, count) in enumerate(parts.items()):
             if count:
                 generator, act = torch.Generator().manual_seed(seed + k), random_actions(env, seed + k)
@@ -344,12 +345,6 @@ def collect(
     meta |= {"episode_steps": env.episode_steps or max(lengths), "mean_return": torch.cat(returns).mean().item()}
     meta |= {k: v for k, v in known.items() if k.endswith("_return")}
     return Dataset(*(torch.cat(x) for x in zip(*arrays)), meta, env.prey)
-
-
-def say_size(env: Env, transitions: int) -> None:
-    """Print how much memory so many transitions take, before they do."""
-    numbers = transitions * env.num_agents * (2 * env.obs_dim + env.action_dim + 2)
-    print(f"{transitions:,} transitions: {4e-9 * numbers:.2f} GB, twice that in memory while it is made", flush=True)
 
 
 def replay_parts(behaviour: Behaviour, transitions: int) -> dict[str, int]:
@@ -379,6 +374,7 @@ def references(env: Env, policy: str | None) -> dict[str, float | None]:
     """The returns of random actions and of `policy` on one's own environment; None where they give no scale."""
     if policy is None:
         return {"random_return": None, "expert_return": None}
+    print(f"random actions and {policy} are played first, to compare with", flush=True)
     low, high = mean_return(random_actions(env), env), mean_return(own_policy(policy, env), env)
     return {"random_return": low, "expert_return": high if high != low else None}
 
@@ -413,17 +409,14 @@ def check_npz(path: Path) -> None:
 
 
 def load_or_make(path: str | Path, env_name: str) -> Dataset:
-    """Load a data file or a folder (see `load_folder`); if there is none, make the quality that the name ends in."""
+    """Load a data file or a folder; if there is none, make the quality that the name ends in."""
     check_name(env_name)
     path = Path(path)
-    if path.is_dir():
-        return load_folder(path, env_name)
     if path.exists():
         return Dataset.load(path, env_name)
-    if env_name == NO_ENV:
-        raise ValueError(f"{path} does not exist")
     if env_name not in DIMENSIONS:
-        raise ValueError(f"{path} does not exist: make it with python data.py collect --env {env_name} --out {path}")
+        command = f"python data.py collect --env MODULE:FUNCTION --out {path}"
+        raise ValueError(f"{path} does not exist; if it is to be of your own task, make it with {command}")
     names = {f"{prefix}{quality}.npz": quality for quality in QUALITIES for prefix in ("", f"{env_name}-")}
     if path.name not in names:
         raise ValueError(f"{path} does not exist; to have data made, name it one of {', '.join(sorted(names)[:4])}")
@@ -433,25 +426,16 @@ def load_or_make(path: str | Path, env_name: str) -> Dataset:
 # -------------------- data made by others
 
 
-def load_folder(
-    folder: str | Path, env_name: str, quality: str | None = None, prey: str | Path | None = None
-) -> Dataset:
-    """The data of a folder in OMAR's layout, {env}/{quality}/seed_K_data: five `.npy` files for each agent.
+def read_folder(folder: Path, env_name: str) -> dict[str, np.ndarray]:
+    """The team's arrays of a folder in OMAR's layout, {env}/{quality}/seed_K_data: five `.npy` files for each agent.
 
-    The team's arrays are read piece by piece into float32, so that memory never holds more than the files do; those of
-    the prey are not needed. Quality and prey (the checkpoint {env}/pretrained_adv_model.pt) are those of the folder's
-    place if they are not given; without a checkpoint the shipped prey plays, and a line says so.
+    They are read piece by piece into float32, so that memory never holds more than the files do; those of the prey are
+    not needed.
     """
-    folder = Path(folder)
     if inner := sorted(folder.glob("seed_*_data")):
         raise ValueError(f"{folder} holds folders of data: name one of {', '.join(x.name for x in inner)}")
     if env_name == "halfcheetah":
         print("note: public HalfCheetah data is of MuJoCo 2.0; CFCQL's authors report a large drop under later ones")
-    return adopt(folder, read_folder(folder, env_name), env_name, quality, prey)
-
-
-def read_folder(folder: Path, env_name: str) -> dict[str, np.ndarray]:
-    """The team's arrays, as in a data file."""
     team, arrays = DIMENSIONS.get(env_name, (None,))[0], {}
     for name, others in SYNONYMS.items():
         stem = next((x for x in others if (folder / f"{x}_0.npy").exists()), others[0])
@@ -474,9 +458,11 @@ def adopt(
     quality: str | None = None,
     prey: str | Path | None = None,
 ) -> Dataset:
-    """A data set from arrays without meta: `env_name` names the task; of the four tasks the path names the quality.
+    """A data set from arrays without meta: `env_name` names the task.
 
-    Their episodes only run out of time, so their terminals become 0.
+    Of the four tasks quality and prey (the checkpoint {env}/pretrained_adv_model.pt) are those of the path if they are
+    not given; without a checkpoint the shipped prey plays, and a line says so. Their episodes only run out of time, so
+    their terminals become 0.
     """
     meta = dict.fromkeys((*META, "seed", "noise")) | {"env": env_name, "quality": quality or CUSTOM}
     if env_name == NO_ENV:
@@ -492,8 +478,8 @@ def adopt(
     print(f"{path}: taken for {quality} data of {env_name}")
     T, rewards = behaviour.env.episode_steps, arrays["rewards"]
     arrays["terminals"] = np.zeros_like(arrays["terminals"])
-    meta |= {"quality": quality, "episode_steps": T}
-    meta |= {"mean_return": T * float(rewards.mean(dtype=np.float64)) if rewards.size else 0.0}
+    mean = T * float(rewards.mean(dtype=np.float64)) if rewards.size else 0.0
+    meta |= {"quality": quality, "episode_steps": T, "mean_return": mean}
     meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
     return Dataset.checked(path, arrays, meta, prey_of(where, behaviour.env, prey))
 
@@ -538,8 +524,7 @@ def convert(
     sources: Sequence[Path], env_name: str, out: Path, quality: str | None = None, prey: Path | None = None
 ) -> Dataset:
     """Write a data file from a folder in OMAR's layout, from a `.npz`, or from two of medium and of expert data."""
-    loads = (load_folder if source.is_dir() else Dataset.load for source in sources)
-    parts = [load(source, env_name, quality, prey) for load, source in zip(loads, sources)]
+    parts = [Dataset.load(source, env_name, quality, prey) for source in sources]
     dataset = parts[0] if len(parts) == 1 else mixed(parts)
     dataset.save(out)
     return dataset
@@ -698,17 +683,9 @@ class RunFolder:
             raise self.ended(error) from error
         self.history.append(row)
         self.losses, self.count = {}, 0
-        self.write_table()
+        write_csv(self.path / "metrics.csv", self.history)
         self._tick = time.perf_counter()
         return {k: f"{row[k]:.3g}" for k in ("return", "bc_loss", "critic_loss", "q") if k in row}
-
-    def write_table(self) -> None:
-        """Write metrics.csv."""
-        columns = dict.fromkeys(name for row in self.history for name in row)
-        with whole_file(self.path / "metrics.csv") as part, open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.history)
 
     def save(self) -> None:
         """Write the checkpoint, tensors and plain types; the previous one survives until this one is whole."""
@@ -732,7 +709,7 @@ class RunFolder:
             setattr(self, name, state[name])
         self.losses = {k: x.to(self.data["device"]) for k, x in self.losses.items()}
         self.saved_step = self.step
-        self.write_table()
+        write_csv(self.path / "metrics.csv", self.history)
 
     def finish(self, score: Callable[[], Tensor]) -> dict[str, Any]:
         """Print the table for the last policy's returns, draw the learning curve, return the figures.
@@ -934,7 +911,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--quality", choices=sorted(QUALITIES), default="expert", help="of the four tasks' data [expert]")
     add("--policy", help="MODULE:FUNCTION, gives your own environment actions in [-1, 1] [random ones]")
     add("--out", type=Path, help="[QUALITY.npz, of your own environment custom.npz]")
-    add("--transitions", type=int, default=TRANSITIONS, help="[1,000,000]; medium-replay has less")
+    add("--transitions", type=int, default=TRANSITIONS, help="[1,000,000, 0.7 GB of World]; medium-replay has less")
     add("--seed", type=int, default=0)
     add("--noise", type=float, default=NOISE, help="exploration noise, standard deviation [0.1]")
     text = "turn a folder of .npy files in OMAR's layout, or a .npz of the five arrays alone, into a data file"

@@ -12,14 +12,10 @@ Needs `pip install -r notebooks/requirements.txt` too. The parts:
   networks, targets, optimizers, and the most that one agent's update adds to them.
 - busy: a training step alone, beside one and beside two processes that compute without end. The agents in turn, on all
   cores and on one; and as `om2p.train` does it, each in a thread of its own, ten updates at a time.
-- graph: on CUDA, a step as it is, and replayed from a recorded CUDA graph.
 - latency: one agent's action, in one step, as the critics' best of eight, in ten steps of a flow, in fifteen of a
   diffusion.
 - evaluation: ten episodes of World, with the candidates of the default and with one.
-- collection: transitions (one step of all agents) per second that the shipped expert makes, policy included, beside the
-  steps per second of `mpe2`'s env of the same name with continuous random actions, drawn beforehand; for HalfCheetah
-  beside MuJoCo's own steps of one episode, without anything around them. And a whole data file.
-- start-up: the help text; `import torch` alone.
+- collection: transitions (one step of all agents) per second that the shipped expert makes; and a whole data file.
 
 Medians of interleaved repetitions go to `results/benchmark.csv`, where rows of other parts stay, and
 `results/benchmark.png`.
@@ -54,7 +50,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 import baselines  # noqa: E402
 from drawing import BLUE, GREY, ORANGE, SKY  # noqa: E402
-from reproduce import RESULTS, append, picture, python, table, write  # noqa: E402
+from reproduce import RESULTS, append, picture, table  # noqa: E402
 
 import data  # noqa: E402
 import envs  # noqa: E402
@@ -213,27 +209,6 @@ def measure_busy(rounds: int = 5) -> Iterator[Row]:
             yield f"width {width}, beside {busy}: {way}", 1e3 * statistics.median(times[1:]), "ms"
 
 
-def measure_graph(rounds: int = 9) -> Iterator[Row]:
-    """A step of three agents on CUDA, and the same one replayed from a graph."""
-    if DEVICE.type != "cuda":
-        return
-    for width in (128, WIDTH):
-        plain, recorded = (make_agents({"hidden_dim": width}) for _ in range(2))
-        batch, graph, side = random_batch(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step(recorded, batch)
-        torch.cuda.synchronize()
-        for agent in recorded:
-            graph.register_generator_state(agent.generator)
-            for group in agent.policy_optimizer.param_groups + agent.critic_optimizer.param_groups:
-                group["capturable"] = True
-        with torch.cuda.graph(graph):
-            step(recorded, batch)
-        ways = {f"width {width}: a step": partial(step, plain, batch), f"width {width}: from a graph": graph.replay}
-        yield from medians(ways, rounds)
-
-
 @torch.no_grad()
 def measure_latency(rounds: int = 25) -> Iterator[Row]:
     """One agent's actions for 1, 10 and 1,000 observations."""
@@ -267,51 +242,12 @@ def measure_evaluation(rounds: int = 5) -> Iterator[Row]:
     yield from medians(ways, rounds)
 
 
-def peer_steps(name: str) -> Callable[[int], None]:
-    """A function that makes so many steps of `mpe2`'s, or for HalfCheetah of MuJoCo's, own environment."""
-    if name == "halfcheetah":
-        import mujoco
-
-        model = envs.HalfCheetah().model
-        state, controls = mujoco.MjData(model), torch.rand(1000, 6).double().numpy() * 2 - 1
-
-        def simulate(count: int) -> None:
-            for k in range(count):
-                state.ctrl[:] = controls[k % 1000]
-                mujoco.mj_step(model, state, nstep=5)
-
-        return simulate
-    from mpe2 import simple_spread_v3, simple_tag_v3, simple_world_comm_v3
-
-    module, sides = {  # as many agents and landmarks as here, as far as its options go
-        "spread": (simple_spread_v3, {"N": 3}),
-        "tag": (simple_tag_v3, {"num_good": 1, "num_adversaries": 3, "num_obstacles": 2}),
-        "world": (simple_world_comm_v3, {"num_good": 1, "num_adversaries": 3, "num_forests": 2}),
-    }[name]
-    env = module.parallel_env(continuous_actions=True, max_cycles=25, **sides)
-    env.reset(seed=0)
-    actions = [{agent: env.action_space(agent).sample() for agent in env.agents} for _ in range(25)]
-
-    def play(count: int) -> None:
-        for k in range(count):
-            if k % 25 == 0:
-                env.reset()
-            env.step(actions[k % 25])
-
-    return play
-
-
 def measure_collection(rounds: int = 5) -> Iterator[Row]:
-    """Collection of each task and its peer's stepping; and a whole data file."""
+    """Transitions per second that each task's shipped expert makes; and a whole data file."""
     for name in envs.DIMENSIONS:
-        peer, size, steps = peer_steps(name), *((200_000, 20_000) if name == "halfcheetah" else (250_000, 1000))
-        ways = {"ours": partial(data.collect, name, "expert", size, progress=False), "peer": partial(peer, steps)}
-        times = interleaved(ways, rounds)
-        rival = "MuJoCo's steps of one episode" if name == "halfcheetah" else "mpe2's steps"
-        yield f"{name}: collection", size / statistics.median(times["ours"]), "1/s"
-        yield f"{name}: {rival}", steps / statistics.median(times["peer"]), "1/s"
-        ratio = statistics.median(size / a / (steps / b) for a, b in zip(times["ours"], times["peer"]))
-        yield f"{name}: ratio", ratio, "ratio"
+        size = 200_000 if name == "halfcheetah" else 250_000
+        times = interleaved({name: partial(data.collect, name, "expert", size)}, rounds)[name]
+        yield f"{name}: collection", size / statistics.median(times), "1/s"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "expert.npz"
         yield (
@@ -322,20 +258,12 @@ def measure_collection(rounds: int = 5) -> Iterator[Row]:
         yield "the same read and checked", seconds(lambda: data.Dataset.load(path)), "s"
 
 
-def measure_start_up(rounds: int = 5) -> Iterator[Row]:
-    """Processes from their start to their end."""
-    commands = {"import torch": ("-c", "import torch"), "python om2p.py --help": ("om2p.py", "--help")}
-    yield from medians({name: partial(python, *command) for name, command in commands.items()}, rounds)
-
-
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "update": measure_updates,
     "busy": measure_busy,
-    "graph": measure_graph,
     "latency": measure_latency,
     "evaluation": measure_evaluation,
     "collection": measure_collection,
-    "start-up": measure_start_up,
 }
 
 
@@ -352,7 +280,7 @@ def jacobian_derivative(
 
 def measure_training(name: str, steps: int) -> dict[str, object]:
     """Train so long, with 10 evaluation episodes every 100 steps and at the end."""
-    dataset = data.collect("world", "expert", 100_000, progress=False).to(DEVICE)
+    dataset = data.collect("world", "expert", 100_000).to(DEVICE)
     env = envs.make_env("world", dataset.prey, DEVICE)
     agents = make_agents(TABLE_2[name], env.num_agents, (env.obs_dim, env.action_dim))
     training = evaluation = 0.0
@@ -438,7 +366,7 @@ def main() -> None:
             print(f"{figure:<75} {value:10.4g} {unit}", flush=True)
             rows.append(dict(part=part, figure=figure, value=f"{value:.4g}", unit=unit, machine=machine()))
     rows.sort(key=lambda row: list(PARTS).index(row["part"]))
-    write(path, rows)
+    data.write_csv(path, rows)
     if {row["part"] for row in rows} >= {"update", "latency"}:
         picture(partial(draw, rows=rows), (13, 4)).savefig(path.with_suffix(".png"), dpi=80)
 

@@ -36,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data import QUALITIES, make, whole_file  # noqa: E402
+from data import QUALITIES, make, write_csv  # noqa: E402
 from om2p import RECOMMENDED, TABLE_3, UNIFORM  # noqa: E402
 
 RESULTS, DATA = HERE / "results", Path(os.environ.get("OM2P_DATA", HERE.parent / "data"))
@@ -65,17 +65,9 @@ def table(path: Path) -> list[Row]:
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    """A CSV of these rows; at no moment is it half written."""
-    with whole_file(path) as part, open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def append(path: Path, rows: list[dict]) -> None:
-    """Add rows, likewise."""
-    write(path, [*table(path), *rows])
+    """Add rows to a CSV; at no moment is it half written."""
+    write_csv(path, [*table(path), *rows])
 
 
 def python(*arguments: object) -> subprocess.CompletedProcess:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
+import baselines
 import pytest
 import torch
+import two_modes
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import baselines  # noqa: E402
-import two_modes  # noqa: E402
-
-import data  # noqa: E402
-import om2p  # noqa: E402
+import data
+import om2p
 
 BEST = torch.tensor([0.5, -0.5])
 

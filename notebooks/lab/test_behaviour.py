@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from functools import partial
-from pathlib import Path
 
+import behaviour
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import behaviour  # noqa: E402
-
-import data  # noqa: E402
+import data
 
 
 def test_a_team_is_kept_when_it_first_reaches_a_return(capsys):

@@ -2,19 +2,15 @@
 
 import sys
 from collections import Counter
-from pathlib import Path
 
+import benchmark
+import evidence
 import pytest
+import reproduce
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import benchmark  # noqa: E402
-import evidence  # noqa: E402
-import reproduce  # noqa: E402
-
-import data  # noqa: E402
-import om2p  # noqa: E402
+import data
+import om2p
 
 
 def rows_of(run: reproduce.Run, *returns: float) -> list[dict]:
@@ -34,7 +30,7 @@ def test_a_grid_skips_what_is_done_and_goes_on_after_a_failure(tmp_path):
             yield run, RuntimeError("nan in a loss") if run == runs[2] else rows_of(run, 1.0)
 
     rows = [rows_of(runs[0], 1.0)[1] | {"system": "bc@5c7f10a"}, *rows_of(runs[1], 1.0)]  # one of another method
-    reproduce.write(path, rows)
+    data.write_csv(path, rows)
     with pytest.raises(RuntimeError, match="1 of 3 runs failed, the others are done; the first: nan in a loss"):
         reproduce.run_all(runs[:4], path, engine)
     assert calls == [runs[0], *runs[2:4]] and len(reproduce.table(path)) == len(rows) + 4
@@ -45,7 +41,7 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
     """Two runs, in processes here or in a real local Ray, end as `train` does here."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(reproduce, "DATA", tmp_path)
-    data.collect("world", "expert", 1000, progress=False).save(tmp_path / "world-expert.npz")
+    data.collect("world", "expert", 1000).save(tmp_path / "world-expert.npz")
     tiny, grid = "--steps 4 --eval-every 2 --final-episodes 3 --hidden-dim 8", tmp_path / "grid.csv"
     runs = [reproduce.Run(system, "world/expert", 7, tiny) for system in ("om2p", "bc")]
     reproduce.run_all(runs, grid, getattr(reproduce, name))
@@ -62,7 +58,7 @@ def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatc
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     runs = [run for pair in reproduce.trials("ma-fql", "spread/expert").values() for run in pair]
     tried = [rows_of(run, x) for run, x in zip(runs, (60, 110, 105, 80, 90, 110))]
-    reproduce.write(tmp_path / "tune.csv", sum(tried[:5], []))
+    data.write_csv(tmp_path / "tune.csv", sum(tried[:5], []))
     with pytest.raises(RuntimeError, match="--tune"):
         reproduce.found("ma-fql", "spread/medium")
     reproduce.append(tmp_path / "tune.csv", tried[5])
@@ -104,7 +100,7 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
 
     for name, panels in {"table1": 4, "figure2": 2, "figure3": 1, "figure4": 1, "ablations": 3}.items():
         runs = sorted(reproduce.GRIDS[name](), key=lambda run: -run.seed)  # in whatever order they end
-        reproduce.write(tmp_path / f"{name}.csv", sum(map(made_up, runs), []))
+        data.write_csv(tmp_path / f"{name}.csv", sum(map(made_up, runs), []))
         figure = evidence.picture(name)
         figure.savefig(tmp_path / f"{name}.png")
         assert sum(axes.has_data() for axes in figure.axes) == panels
@@ -144,7 +140,7 @@ def test_averages_and_differences_at_equal_steps_and_equal_time(tmp_path, monkey
         points = (slopes[run.system] * step / 10 + run.seed for step in range(500, 3000, 500))
         reproduce.append(tmp_path / "table1.csv", rows_of(run, *points))
     figures = [{"figure": f"{s}: update at width 128 / om2p's", "value": x} for s, x in costs.items()]
-    reproduce.write(tmp_path / "benchmark.csv", figures)
+    data.write_csv(tmp_path / "benchmark.csv", figures)
     averages = "| `world`, World | 44 | 252 ± 1 | 252 ± 1 | 502 ± 1 | 377 ± 1 | 252 ± 1 | 127 ± 1 |"
     assert evidence.text_averages()[2:] == [
         averages,
