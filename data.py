@@ -46,8 +46,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs import (
-    DIMENSIONS,
     NO_ENV,
+    TASKS,
     Env,
     MLPWeights,
     ParticleWorld,
@@ -159,7 +159,7 @@ class Dataset:
         with reading(f"{path}: meta"):
             meta = json.loads(str(found["meta"]))
             task, *_ = [meta[key] for key in META]  # all of them must be there
-        if env not in (NO_ENV, task) and {env, task} & DIMENSIONS.keys():
+        if env not in (NO_ENV, task) and {env, task} & TASKS.keys():
             raise ValueError(f"{path} holds data of {task}: use --env {task}, or other data")
         return cls.checked(path, arrays, meta, prey_layers or None)
 
@@ -392,7 +392,7 @@ def make(
     check_npz(path)
     if env_name == NO_ENV:
         raise ValueError(f"--env {env_name}: there is nothing to play")
-    if policy and env_name in DIMENSIONS:
+    if policy and env_name in TASKS:
         raise ValueError(f"--policy {policy}: only your own environment is played by it; leave it out")
     player = (policy or "uniformly random actions") if quality in ("random", CUSTOM) else "the shipped policies"
     what = f"{quality} data of {env_name}, played by {player}"
@@ -414,7 +414,7 @@ def load_or_make(path: str | Path, env_name: str) -> Dataset:
     path = Path(path)
     if path.exists():
         return Dataset.load(path, env_name)
-    if env_name not in DIMENSIONS:
+    if env_name not in TASKS:
         command = f"python data.py collect --env MODULE:FUNCTION --out {path}"
         raise ValueError(f"{path} does not exist; if it is to be of your own task, make it with {command}")
     names = {f"{prefix}{quality}.npz": quality for quality in QUALITIES for prefix in ("", f"{env_name}-")}
@@ -436,7 +436,7 @@ def read_folder(folder: Path, env_name: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{folder} holds folders of data: name one of {', '.join(x.name for x in inner)}")
     if env_name == "halfcheetah":
         print("note: public HalfCheetah data is of MuJoCo 2.0; CFCQL's authors report a large drop under later ones")
-    team, arrays = DIMENSIONS.get(env_name, (None,))[0], {}
+    team, arrays = TASKS.get(env_name), {}
     for name, others in SYNONYMS.items():
         stem = next((x for x in others if (folder / f"{x}_0.npy").exists()), others[0])
         agents = []
@@ -467,7 +467,7 @@ def adopt(
     meta = dict.fromkeys((*META, "seed", "noise")) | {"env": env_name, "quality": quality or CUSTOM}
     if env_name == NO_ENV:
         return Dataset.checked(path, arrays, meta, None)
-    if env_name not in DIMENSIONS:
+    if env_name not in TASKS:
         env, theirs = make_env(env_name), arrays["actions"]
         check_fits((*arrays["observations"].shape[1:], theirs.shape[-1]), env)
         arrays["actions"] = env.from_box(theirs)
@@ -507,7 +507,7 @@ def prey_of(path: Path, env: Env, prey: str | Path | None) -> MLPWeights | None:
 def mixed(parts: Sequence[Dataset]) -> Dataset:
     """Medium-expert data from medium and from expert data, in the paper's proportions (see `collect`)."""
     by_quality, tasks = {part.meta["quality"]: part for part in parts}, {part.meta["env"] for part in parts}
-    if len(parts) != 2 or by_quality.keys() != {"medium", "expert"} or len(tasks) != 1 or not tasks <= {*DIMENSIONS}:
+    if len(parts) != 2 or by_quality.keys() != {"medium", "expert"} or len(tasks) != 1 or not tasks <= {*TASKS}:
         found = ", ".join("{quality} of {env}".format(**part.meta) for part in parts)
         raise ValueError(f"medium and expert data of one of the four tasks can be mixed, not {found}")
     medium, expert = by_quality["medium"], by_quality["expert"]
@@ -907,7 +907,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="data.py", description="Make, inspect and check offline data.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     add = commands.add_parser("collect", help="play the shipped policies and write a data file").add_argument
-    add("--env", default="world", help=f"{', '.join(DIMENSIONS)}, or MODULE:FUNCTION [world]")
+    add("--env", default="world", help=f"{', '.join(TASKS)}, or MODULE:FUNCTION [world]")
     add("--quality", choices=sorted(QUALITIES), default="expert", help="of the four tasks' data [expert]")
     add("--policy", help="MODULE:FUNCTION, gives your own environment actions in [-1, 1] [random ones]")
     add("--out", type=Path, help="[QUALITY.npz, of your own environment custom.npz]")
@@ -917,7 +917,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "turn a folder of .npy files in OMAR's layout, or a .npz of the five arrays alone, into a data file"
     add = commands.add_parser("convert", help=text).add_argument
     add("source", type=Path, nargs="+", help="two, of medium and of expert data, become medium-expert")
-    add("--env", required=True, help=f"{', '.join(DIMENSIONS)}, MODULE:FUNCTION, or {NO_ENV}")
+    add("--env", required=True, help=f"{', '.join(TASKS)}, MODULE:FUNCTION, or {NO_ENV}")
     add("--out", type=Path, required=True)
     add("--quality", choices=sorted(QUALITIES), help="[as the folder's path says]")
     add("--prey", type=Path, help="[pretrained_adv_model.pt two folders up, else the shipped prey]")
@@ -931,7 +931,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "collect":
             if args.transitions < 1 or not 0 <= args.noise < float("inf"):
                 parser.error("--transitions must be at least 1, --noise finite and not negative")
-            quality = args.quality if args.env in DIMENSIONS else CUSTOM
+            quality = args.quality if args.env in TASKS else CUSTOM
             out = args.out or Path(f"{quality}.npz")
             dataset = make(args.env, quality, out, args.transitions, args.seed, args.noise, args.policy)
         else:

@@ -481,16 +481,16 @@ def import_function(name: str) -> Callable[..., Any]:
 
 
 Env = ParticleWorld | HalfCheetah | PettingZooTask
-DIMENSIONS = {name: (3, scenario.obs_dim, 2) for name, scenario in SCENARIOS.items()}  # agents, observation, action
-DIMENSIONS["halfcheetah"] = (2, 6, 3)
+# the paper's, and how many agents learn
+TASKS = dict.fromkeys(SCENARIOS, ParticleWorld.num_agents) | {"halfcheetah": HalfCheetah.num_agents}
 NO_ENV = "none"  # --env none: training on data alone
 
 
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` is one of the four tasks, "none", or looks like MODULE:FUNCTION."""
-    if name not in (*DIMENSIONS, NO_ENV) and not all(name.partition(":")):
+    if name not in (*TASKS, NO_ENV) and not all(name.partition(":")):
         raise ValueError(
-            f"--env {name}: choose from {', '.join(DIMENSIONS)}, name a function that makes your own PettingZoo "
+            f"--env {name}: choose from {', '.join(TASKS)}, name a function that makes your own PettingZoo "
             f"parallel environment, as MODULE:FUNCTION, or {NO_ENV} where there is only data"
         )
 

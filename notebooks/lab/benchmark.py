@@ -244,7 +244,7 @@ def measure_evaluation(rounds: int = 5) -> Iterator[Row]:
 
 def measure_collection(rounds: int = 5) -> Iterator[Row]:
     """Transitions per second that each task's shipped expert makes; and a whole data file."""
-    for name in envs.DIMENSIONS:
+    for name in envs.TASKS:
         size = 200_000 if name == "halfcheetah" else 250_000
         times = interleaved({name: partial(data.collect, name, "expert", size)}, rounds)[name]
         yield f"{name}: collection", size / statistics.median(times), "1/s"

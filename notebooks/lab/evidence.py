@@ -313,7 +313,8 @@ def text_table_2() -> list[str]:
     lines = ["| | seconds | over OM2P | MB | over OM2P |", "|---" * 5 + "|"]
     ours = costs()
     for system, figures in ours.items():
-        line, paper = f"| {system}", TABLE_2.get(system, (None, None))
+        name, comma, way = system.partition(",")
+        line, paper = f"| {NAMES[name]}{comma}{way}", TABLE_2.get(system, (None, None))
         for own, base, theirs, theirs_base in zip(figures, ours[PAPERS], paper, TABLE_2[PAPERS]):
             line += f" | {own:.0f} | {own / base:.2f}" + (f" ({theirs / theirs_base:.2f})" if theirs else "")
         lines.append(f"{line} |")
