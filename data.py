@@ -711,19 +711,16 @@ class RunFolder:
         self.saved_step = self.step
         write_csv(self.path / "metrics.csv", self.history)
 
-    def finish(self, score: Callable[[], Tensor]) -> dict[str, Any]:
-        """Print the table for the last policy's returns, draw the learning curve, return the figures.
-
-        These returns also become the last row of metrics.csv.
-        """
+    def finish(self, score: Callable[[], Tensor]) -> dict[str, float]:
+        """Add the last row of metrics.csv, for the returns that `score` evaluates; print, draw and return it."""
         self.record(score)
-        summary = report(self.history[-1], self.data["meta"]) if "return" in self.history[-1] else {}
-        milliseconds = 1000 * self.seconds / max(self.step, 1)
-        training = f"{self.step} steps, {self.seconds:.1f} s, {milliseconds:.1f} ms per step"
-        print(f"{'training':>20}  {training}\n{'left in':>20}  {self.path}/")
-        if summary:
+        last = self.history[-1]
+        if "return" in last:
+            report(last, self.data["meta"])
             self.draw()
-        return summary | {"steps": self.step, "training_seconds": self.seconds, "ms_per_step": milliseconds}
+        training = f"{self.step} steps, {self.seconds:.1f} s, {1000 * self.seconds / max(self.step, 1):.1f} ms per step"
+        print(f"{'training':>20}  {training}\n{'left in':>20}  {self.path}/")
+        return last
 
     def draw(self) -> None:
         """curve.png: return against training steps, with the return of the data as a line."""
@@ -760,19 +757,14 @@ def shown(number: float | None) -> str:
     return "not known" if number is None else f"{number:.1f}"
 
 
-def report(row: dict[str, float], meta: dict[str, Any]) -> dict[str, Any]:
-    """Print what an evaluation (a row of metrics.csv) says beside the data's returns, and return the figures."""
+def report(row: dict[str, float], meta: dict[str, Any]) -> None:
+    """Print what an evaluation (a row of metrics.csv) says, beside the data's returns."""
     low, high, mean, std = meta["random_return"], meta["expert_return"], row["return"], row["return_std"]
-    score = None if None in (low, high) else 100 * (mean - low) / (high - low)
-    lines = {
-        "return": f"{mean:.1f} +- {std:.1f} (mean and standard deviation of {row['episodes']} episodes)",
-        "normalised score": f"not known (return of random actions: {shown(low)}, of an expert: {shown(high)})",
-        "return of the data": shown(meta["mean_return"]),
-    }
-    if score is not None:
-        lines["normalised score"] = f"{score:.1f} (random {low:.1f} is 0, expert {high:.1f} is 100)"
-    print("\n".join(f"{name:>20}  {text}" for name, text in lines.items()))
-    return {"return": mean, "return_std": std, "normalised_score": score, "data_return": meta["mean_return"]}
+    score = f"not known (return of random actions: {shown(low)}, of an expert: {shown(high)})"
+    if None not in (low, high):
+        score = f"{100 * (mean - low) / (high - low):.1f} (random {low:.1f} is 0, expert {high:.1f} is 100)"
+    print(f"{'return':>20}  {mean:.1f} +- {std:.1f} (mean and standard deviation of {row['episodes']} episodes)")
+    print(f"{'normalised score':>20}  {score}\n{'return of the data':>20}  {shown(meta['mean_return'])}")
 
 
 def score(

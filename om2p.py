@@ -507,14 +507,13 @@ def soft_update(target: nn.Module, online: nn.Module, rho: float) -> None:
 
 def train(
     config: Config, dataset: Any = None, resume: bool = False, make_agent: Callable[..., Agent] = Agent
-) -> tuple[list[Agent], dict[str, Any]]:
+) -> tuple[list[Agent], dict[str, float]]:
     """Algorithm 1: train every agent on one `data.Dataset`, evaluate on the way, leave a new run folder.
 
     The folder `config.out` gets config.json, metrics.csv, checkpoint.pt, curve.png and rollout.gif (`data.RunFolder`);
     without an environment there are no returns and no pictures.
-    Returns the agents and the figures of the printed table. Ctrl-C ends the training within ten steps, with all of
-    these; `resume` continues from there, bit for bit.
-    `make_agent` may build another kind of agent.
+    Returns the agents and the last row of metrics.csv. Ctrl-C ends the training within ten steps, with all of these;
+    `resume` continues from there, bit for bit. `make_agent` may build another kind of agent.
     """
     from tqdm import tqdm
 
@@ -553,9 +552,9 @@ def train(
                 if run.step % config.save_every == 0:
                     run.save()
         run.save()
-        summary = run.finish(partial(evaluate, agents, env, config.final_episodes, config.seed + 2))
+        last = run.finish(partial(evaluate, agents, env, config.final_episodes, config.seed + 2))
         save_gif(agents, env, run.path / "rollout.gif", config.seed + 2)
-    return agents, summary
+    return agents, last
 
 
 def load_agents(folder: str, **changes: Any) -> tuple[list[Agent], dict[str, Any]]:
@@ -595,14 +594,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             quality = dataset.meta["quality"]
             out = free_folder(f"{config.env}-{quality}-seed{config.seed}")
             config = Config.of(config.env, quality, args.preset, **{"out": out} | given)
-        summary = train(config, dataset, resume=bool(args.resume))[1]
+        _, last = train(config, dataset, resume=bool(args.resume))
     except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
         print(f"om2p.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("om2p.py: interrupted", file=sys.stderr)
         return 130
-    return 0 if summary["steps"] == config.steps else 130
+    return 0 if last["step"] == config.steps else 130
 
 
 if __name__ == "__main__":

@@ -339,11 +339,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = load_or_make(config.data, config.env)
         name = f"{config.algorithm}-{config.env}-{dataset.meta['quality']}-seed{config.seed}"
         config = BaselineConfig.of(**{"out": free_folder(name)} | given)
-        _, summary = train(config, dataset, make_agent=make_agent)
+        _, last = train(config, dataset, make_agent=make_agent)
     except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
         print(f"baselines.py: {error}", file=sys.stderr)
         return 2
-    return 0 if summary["steps"] == config.steps else 130
+    return 0 if last["step"] == config.steps else 130
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def test_engines_give_the_same_rows(name, tmp_path, monkeypatch):
     assert steps == {"om2p2": 1, "om2p4": 2, "bc2": 1, "bc4": 2}
     places = {"data": str(tmp_path / "world-expert.npz"), "out": str(tmp_path / "run")}
     same = dict(seed=7, hidden_dim=8, steps=4, eval_every=2, final_episodes=3, learning_rate=1e-3)
-    _, summary = om2p.train(om2p.Config.of("world", "expert", **places, **same))
-    assert summary["return"] == pytest.approx(float(reproduce.ended(grid)[runs[0].key]["return"]), rel=1e-4)
+    _, last = om2p.train(om2p.Config.of("world", "expert", **places, **same))
+    assert last["return"] == pytest.approx(float(reproduce.ended(grid)[runs[0].key]["return"]), rel=1e-4)
 
 
 def test_the_search_takes_the_nearest_to_the_data_of_equals(tmp_path, monkeypatch):
