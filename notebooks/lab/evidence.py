@@ -374,8 +374,9 @@ def text_two_modes() -> list[str]:
 
 def ablations() -> tuple[dict[str, dict[str, BySeed]], list[str]]:
     """The returns by cell and by what is changed, if anything; and all changes, the unchanged default first."""
+    last = sorted(finals("ablations").items(), key=lambda item: CELLS.index(item[0][0]))
     scores: dict[str, dict[str, BySeed]] = {}
-    for (cell, _, change), by_seed in finals("ablations").items():
+    for (cell, _, change), by_seed in last:
         scores.setdefault(cell, {})[change or OURS_NAME] = by_seed
     changes = dict.fromkeys(change for by_change in scores.values() for change in by_change)
     return scores, sorted(changes, key=lambda change: change != OURS_NAME)
