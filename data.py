@@ -189,11 +189,11 @@ class Dataset:
         return cls(*(torch.from_numpy(arrays[name]) for name in ARRAYS), meta, prey)
 
 
-def check_fits(sizes: Sequence[int], env: Env) -> None:
+def check_fits(sizes: Sequence[int], env: Env, what: str | Path = "the data") -> None:
     """Raise ValueError unless the sizes (N, O, A) of data or of a run are those of `env`."""
     expected = (env.num_agents, env.obs_dim, env.action_dim)
     if tuple(sizes) != expected:
-        raise ValueError(f"the data has (agents, observations, actions) {tuple(sizes)}, {env.name} has {expected}")
+        raise ValueError(f"{what} has (agents, observations, actions) {tuple(sizes)}, {env.name} has {expected}")
 
 
 @contextmanager
@@ -414,9 +414,10 @@ def load_or_make(path: str | Path, env_name: str) -> Dataset:
     path = Path(path)
     if path.exists():
         return Dataset.load(path, env_name)
+    if env_name == NO_ENV:
+        raise ValueError(f"{path} does not exist")
     if env_name not in TASKS:
-        command = f"python data.py collect --env MODULE:FUNCTION --out {path}"
-        raise ValueError(f"{path} does not exist; if it is to be of your own task, make it with {command}")
+        raise ValueError(f"{path} does not exist: make it with python data.py collect --env {env_name} --out {path}")
     names = {f"{prefix}{quality}.npz": quality for quality in QUALITIES for prefix in ("", f"{env_name}-")}
     if path.name not in names:
         raise ValueError(f"{path} does not exist; to have data made, name it one of {', '.join(sorted(names)[:4])}")
@@ -467,21 +468,22 @@ def adopt(
     meta = dict.fromkeys((*META, "seed", "noise")) | {"env": env_name, "quality": quality or CUSTOM}
     if env_name == NO_ENV:
         return Dataset.checked(path, arrays, meta, None)
-    if env_name not in TASKS:
-        env, theirs = make_env(env_name), arrays["actions"]
-        check_fits((*arrays["observations"].shape[1:], theirs.shape[-1]), env)
+    behaviour, theirs = Behaviour(env_name) if env_name in TASKS else None, arrays["actions"]
+    env = behaviour.env if behaviour else make_env(env_name)
+    check_fits((*arrays["observations"].shape[1:], theirs.shape[-1]), env, path)
+    if behaviour is None:
         arrays["actions"] = env.from_box(theirs)
         refuse(path, "actions", theirs, np.abs(arrays["actions"]) > 1 + ROUNDING, f"is outside the box of {env_name}")
         return Dataset.checked(path, arrays, meta, None)
-    behaviour, where = Behaviour(env_name), Path(path).absolute()
+    where = Path(path).absolute()
     quality = quality or quality_in(where, env_name)
     print(f"{path}: taken for {quality} data of {env_name}")
-    T, rewards = behaviour.env.episode_steps, arrays["rewards"]
+    T, rewards = env.episode_steps, arrays["rewards"]
     arrays["terminals"] = np.zeros_like(arrays["terminals"])
     mean = T * float(rewards.mean(dtype=np.float64)) if rewards.size else 0.0
     meta |= {"quality": quality, "episode_steps": T, "mean_return": mean}
     meta |= {k: v for k, v in behaviour.meta.items() if k.endswith("_return")}
-    return Dataset.checked(path, arrays, meta, prey_of(where, behaviour.env, prey))
+    return Dataset.checked(path, arrays, meta, prey_of(where, env, prey))
 
 
 def quality_in(path: Path, env_name: str) -> str:
@@ -903,7 +905,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--quality", choices=sorted(QUALITIES), default="expert", help="of the four tasks' data [expert]")
     add("--policy", help="MODULE:FUNCTION, gives your own environment actions in [-1, 1] [random ones]")
     add("--out", type=Path, help="[QUALITY.npz, of your own environment custom.npz]")
-    add("--transitions", type=int, default=TRANSITIONS, help="[1,000,000, 0.7 GB of World]; medium-replay has less")
+    add("--transitions", type=int, default=TRANSITIONS, help="[1,000,000; World: 0.6 GB, twice that in memory]")
     add("--seed", type=int, default=0)
     add("--noise", type=float, default=NOISE, help="exploration noise, standard deviation [0.1]")
     text = "turn a folder of .npy files in OMAR's layout, or a .npz of the five arrays alone, into a data file"

@@ -780,7 +780,8 @@ SPACES = {  # what an environment declares: the line that refuses it, "" if it w
     "Own(action_space=fail)": PLACE,
     "Task(Discrete(3))": "the action space of left is Discrete(3), not a gymnasium.spaces.Box",
     "Task(Box(0, 4, (1,), np.int32))": "not of floating-point numbers",
-    "Task(Box(-np.inf, np.inf, (1,)))": "with bounds of at most 1e+06",
+    "Task(Box(-np.inf, 0, (1,)))": "with bounds of at most 1e+06",
+    "Task(Box(0, np.inf, (1,)))": "with bounds of at most 1e+06",
     f"Own(action_space=boxes(left={BOX}, right=Box(0, 3, (1,))))": "pad_action_space_v0",
     f"Own(action_space=boxes(left={BOX}, right=Box(0, 4, (2,))))": "(2,), float32)); supersuit.pad_action_space_v0",
     "Own(observation_space=boxes(left=Box(-9, 99, (1, 2)), right=Box(-9, 99, (3,))))": "supersuit.pad_observations_v0",
@@ -805,6 +806,7 @@ ODD = {  # what `change` of Odd makes of (observations, infos) at reset, of the 
         "lambda o, r, e, l, i: (o, 1.0, e, l, i)": "step 2: reward of left: taking it from the dictionary, ",
         "lambda o, r, e, l, i: (o, r | {'right': np.nan}, e, l, i)": "step 2: reward of right holds NaN",
         "lambda o, r, e, l, i: (o, r, e | {'left': True}, l, i)": "over for left but not for right; supersuit.black",
+        "lambda o, r, e, l, i: (o, r, {'left': False}, l, i)": "over for right but not for left; supersuit.black",
         "lambda o, r, e, l, i: (o, {a: True for a in r}, e, l, i)": "",
         "lambda o, r, e, l, i: (o, {a: np.float64(1) for a in r}, e, l, i)": "",
         "lambda o, r, e, l, i: (o, r, {a: np.bool_(1) for a in r}, l, None)": "",
@@ -894,7 +896,7 @@ def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
     assert "nothing to play" in refused(capsys, data.main, "collect", "--env", "none")
     assert "leave it out" in refused(capsys, data.main, "collect", "--env", "tag", "--policy", "task:act")
     assert "playing task:fail failed (task.py, line" in refused(capsys, data.main, *own, "--policy", "task:fail")
-    assert "data.py collect --env MODULE" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
+    assert "data.py collect --env task:make" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
     os.mkdir("folder.npz")
     assert "a data file is named .npz" in refused(capsys, data.main, *own[:-1], "folder.npz")
 
@@ -1232,6 +1234,10 @@ def test_folders_of_the_field(tmp_path, monkeypatch, capsys):
     assert abs(d.meta["mean_return"] - d.meta["random_return"]) < 20 and d.meta["noise"] is None
     assert "not expert of tag, random of tag" in refused(
         capsys, data.main, *convert[:2], "simple_tag/random/seed_0_data", *convert[3:], "--out", "x.npz"
+    )
+    wrong = ["convert", "simple_tag/expert/seed_0_data", "--env", "world", "--out", "x.npz"]
+    assert "seed_0_data has (agents, observations, actions) (3, 16, 2), world has (3, 24" in refused(
+        capsys, data.main, *wrong
     )
     assert "name one of seed_0_data" in refused(capsys, om2p.main, "--env", "tag", "--data", "simple_tag/expert")
     folder = write_folder(Path("expert/cheetah"), data.collect("halfcheetah", "expert", 1000))

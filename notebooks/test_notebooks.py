@@ -80,9 +80,10 @@ def solve(notebook: nbformat.NotebookNode, answers: dict[str, str | list[str]]) 
 
 
 def printed(cell: nbformat.NotebookNode) -> list[str]:
-    """The kinds of output of a code cell, those that are pictures by their format."""
+    """The kinds of output of a code cell, those that are pictures by their format; of a table its text."""
     outputs = cell.get("outputs", [])
-    return [kind for output in outputs for kind in sorted(output.get("data", {})) or [output["output_type"]]]
+    shown = (output.get("data") or {output["output_type"]: ""} for output in outputs)
+    return [data[kind] if kind == "text/markdown" else kind for data in shown for kind in sorted(data)]
 
 
 def listings(cell: nbformat.NotebookNode) -> list[str]:

@@ -5,7 +5,7 @@
     python notebooks/lab/benchmark.py --table 2                # hours: 10,000 steps of each system
     python notebooks/lab/benchmark.py --table 2 --steps 100 --only om2p ma-fql
 
-Needs `pip install -r notebooks/requirements.txt` too. The parts:
+The parts:
 
 - update: a training step of three agents, batch 256, of OM2P with each derivative and of the compared systems, at width
   512 with one thread and with all, at Table 1's 128 with one. Memory: the bytes of live tensors at width 512, which are
@@ -360,7 +360,7 @@ def main() -> None:
     if args.table:
         return table_2(args.only or list(TABLE_2), args.steps)
     path, parts = RESULTS / "benchmark.csv", args.only or list(PARTS)
-    rows = [row for row in table(path) if row["part"] not in parts]
+    rows = [row for row in table(path) if row["part"] in PARTS.keys() - parts]
     for part in parts:
         for figure, value, unit in PARTS[part]():
             print(f"{figure:<75} {value:10.4g} {unit}", flush=True)
