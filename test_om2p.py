@@ -1151,6 +1151,7 @@ PLAIN = {  # what others' files hold, as functions of arrays that are as ours: t
     "float16 and whole numbers": (lambda k, x: (k, x.astype(np.int8 if k == "rewards" else np.float16)), ""),
     "big-endian": (lambda k, x: (k, x.astype(">f8")), ""),
     "Fortran order": (lambda k, x: (k, np.asfortranarray(x)), ""),
+    "bool": (lambda k, x: (k, x.astype(bool) if k == "terminals" else x), ""),
     "two names": (lambda k, x: (k, x), ""),
     "OMAR's names": (lambda k, x: (data.SYNONYMS[k][0], x), ""),
     "states": (lambda k, x: (k.replace("next_observations", "next_states"), x), ""),
@@ -1207,7 +1208,8 @@ def test_data_alone_is_enough_to_train_resume_and_export(few, tmp_path, monkeypa
     assert ending(Path("whole")) == ending(Path("parts"))
     assert om2p.main(["--evaluate", "parts", "--export", "policy.pt2"]) == 0
     assert "without an environment there is no score" in capsys.readouterr().out
-    assert Path("policy.pt2").exists()
+    actions = torch.export.load("policy.pt2").module()(torch.zeros(5, 3, 24), normal(5, 3, 8, 2))
+    assert actions.shape == (5, 3, 2)
     shutil.move("mine/rews_0.npy", "kept.npy")
     np.save("mine/rews_0.npy", np.zeros(250))
     assert "began with other data" in refused(capsys, om2p.main, "--resume", "parts", "--steps", "40")
