@@ -328,7 +328,7 @@ class Config:
     delta_r: float = option(1e-3, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
     derivative_dtype: str = option("float32", "of du/dr; paper does not say", choices=("float32", "float64"))
     candidates: int = option(8, "one-step actions drawn when acting, the critics' best is taken; paper 1", low=1)
-    act_noise: float = option(0.5, "scale of the noise in Agent.act; if left out, by task; paper 1")
+    act_noise: float = option(1.0, "scale of the noise in Agent.act; if left out, by task; paper 1")
     hidden_dim: int = option(
         128, "width of each hidden layer; paper 512, section 7.1", low=1, group="networks and optimisation"
     )
@@ -375,7 +375,6 @@ PAPER = {
     "q_scale": "none",
     "q_start": "noise",
     "candidates": 1,
-    "act_noise": 1.0,
 }
 TABLE_3 = {  # of the paper: eta and xi by task/quality
     "tag/medium-replay": (100.0, UNIFORM),
@@ -396,9 +395,9 @@ TABLE_3 = {  # of the paper: eta and xi by task/quality
     "halfcheetah/expert": (0.008, UNIFORM),
 }
 RECOMMENDED = {  # by task
-    "tag": {"eta": 3.0, "act_noise": 1.0},
-    "world": {"eta": 10.0, "act_noise": 1.0},
-    "spread": {"eta": 0.1, "act_noise": 1.0},
+    "tag": {"eta": 3.0},
+    "world": {"eta": 10.0},
+    "spread": {"eta": 0.1},
     "halfcheetah": {"eta": 0.01, "act_noise": 0.0},
 }
 

@@ -37,7 +37,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import QUALITIES, make, write_csv  # noqa: E402
-from om2p import RECOMMENDED, TABLE_3, UNIFORM  # noqa: E402
+from om2p import TABLE_3, UNIFORM, Config  # noqa: E402
 
 RESULTS, DATA = HERE / "results", Path(os.environ.get("OM2P_DATA", HERE.parent / "data"))
 ENVS = ("tag", "world", "spread", "halfcheetah")
@@ -358,9 +358,9 @@ def tuning() -> list[Run]:
 @functools.cache
 def tuned(system: str, cell: str) -> str:
     """The setting for a cell; OM2P's is said as well as built in, so that a run is known by it."""
-    task = cell.split("/")[0]
     if system == "om2p":
-        return "--eta {eta:g} --act-noise {act_noise:g}".format(**RECOMMENDED[task])
+        config = Config.of(*cell.split("/"))
+        return f"--eta {config.eta:g} --act-noise {config.act_noise:g}"
     return found(system, cell) if system in TUNED else ""
 
 
