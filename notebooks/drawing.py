@@ -92,14 +92,15 @@ def two_goals(play: Callable[[Tensor], object], recorded: Tensor, gaussian: Tens
     axes[1].scatter(*recorded[::5].T, s=9, color=ORANGE, label="recorded")
     axes[1].scatter(*mean.T, s=110, marker="X", color=YELLOW, edgecolor="black", label="their mean")
     action_axes(axes[1], f"agent 0's action ({len(recorded[::5])} of each)", 1.05)
+    axes[1].set(xlabel="push along x", ylabel="push along y")
     axes[1].legend(loc="upper left", fontsize=10, frameon=True, handletextpad=0.1, borderpad=0.2)
 
 
 def clouds(named: dict[str, Tensor], limit: float, width: float = 3.3) -> None:
-    """Each set of actions in a picture of its own: noise and data in grey, what a network made in blue."""
+    """A panel for each set of actions: flow matching in orange, mean flow in blue, noise and data in grey."""
     figure, panels = plt.subplots(1, len(named), figsize=(width * len(named), width + 0.3), squeeze=False)
     for axes, (title, actions) in zip(panels[0], named.items()):
-        axes.scatter(*actions.T, s=3, color=GREY if title.startswith(("noise", "data")) else BLUE)
+        axes.scatter(*actions.T, s=3, color={"flow": ORANGE, "mean": BLUE}.get(title[:4], GREY))
         action_axes(axes, title, limit)
         axes.label_outer()
 
@@ -166,12 +167,12 @@ def noise_to_data(frames: dict[str, list[Tensor]], clump: Tensor, hold: int = 18
 
 def densities(draws: dict[str, tuple[Tensor, Tensor]], grid: Tensor) -> None:
     """For each xi a histogram of its draws (bars) and its density at the times of `grid` (line)."""
-    figure, panels = plt.subplots(1, len(draws), figsize=(13, 3), sharex=True)
-    for axes, (xi, (t, p)), colour in zip(panels, draws.items(), CLUMPS):
-        axes.hist(t[:, 0].numpy(), bins=50, range=(0, 1), density=True, color=colour, alpha=0.4)
+    figure, panels = plt.subplots(1, len(draws), figsize=(13, 3), sharex=True, sharey=True)
+    for axes, (xi, (t, p)) in zip(panels, draws.items()):
+        axes.hist(t[:, 0].numpy(), bins=50, range=(0, 1), density=True, color=GREY, alpha=0.4)
         axes.plot(grid, p, color="black", lw=1.5)
-        axes.set(title=f"xi = {xi}", xlabel="t", ylim=(0, None))
-    panels[0].set_ylabel("density")
+        axes.set(title=f"xi = {xi}", xlabel="t")
+    panels[0].set(ylabel="density", ylim=(0, None))
 
 
 def times_square(axes: Axes, title: str) -> None:
@@ -394,7 +395,7 @@ def task_and_data(world: Any, colours: dict[str, str], returns: Tensor, low: flo
     left.legend(fontsize=10, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), columnspacing=1, handletextpad=0)
     left.set_title("a start")
     middle.hist(returns, bins=np.arange(-10, 171, 5), color=BLUE)
-    middle.axvline(returns.mean(), color=ORANGE, ls="--", label=f"mean of this sample, {returns.mean():.1f}")
+    middle.axvline(returns.mean(), color=ORANGE, ls="--", label=f"mean of the data, {returns.mean():.1f}")
     middle.axvline(low, color=GREY, ls=":", label=f"mean of random actions, {low:.1f}")
     middle.set(xlabel="return of an episode of 25 steps", ylabel="episodes")
     middle.legend(fontsize=10, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -479,7 +480,7 @@ def training(curve: np.ndarray, losses: np.ndarray, marks: dict[str, float]) -> 
 
 
 def films(world: Any, plays: dict[str, tuple[Tensor, Tensor]]) -> object:
-    """A GIF with a row for each team and a column for each episode; a ring at the edge stands for who left the picture.
+    """A GIF with a row for each team, a column for each episode; agent 0 is numbered, a ring is who left the picture.
 
     A play is positions (T, B, E, 2) of one particle world, the start first, and returns so far (T, B).
     """
@@ -495,9 +496,11 @@ def films(world: Any, plays: dict[str, tuple[Tensor, Tensor]]) -> object:
                 axes.clear()
                 field(world, axes, episode)
                 team = places[frame, episode, : world.num_agents]
-                away = team[team.abs().amax(1) > 1.3].clamp(-1.3, 1.3)
-                (rings,) = axes.plot(*away.T, "o", color=BLUE, mfc="none", ms=10, mew=2, clip_on=False)
-                rings.set_in_layout(False)  # where there are none, the layout would fail
+                inside = team.clamp(-1.22, 1.22)
+                axes.plot(*inside[team.abs().amax(1) > 1.3].T, "o", color=BLUE, mfc="none", ms=10, mew=2)
+                axes.text(
+                    *inside[0], "0", color=BLUE if team[0].abs().max() > 1.3 else "white", ha="center", va="center"
+                )
                 axes.add_patch(plt.Rectangle((-1, -1), 2, 2, fill=False, color=GREY, ls=":", zorder=0))
                 axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
                 axes.spines[:].set_visible(True)

@@ -1,4 +1,4 @@
-"""Every numbered notebook runs from top to bottom, is saved as such a run leaves it, and accepts the right answers.
+"""Every lesson runs from top to bottom, is saved as such a run leaves it, and accepts its own solutions.
 
 pytest notebooks/test_notebooks.py
 """
@@ -6,6 +6,8 @@ pytest notebooks/test_notebooks.py
 from __future__ import annotations
 
 import base64
+import re
+import textwrap
 from pathlib import Path
 
 import clumps
@@ -15,67 +17,19 @@ import torch
 from nbclient import NotebookClient
 
 PICTURES = sorted(Path(__file__).parent.glob("pictures/*.png"))
-ANSWERS = {  # to the exercises: what stands in the notebook, and what a reader may write there
-    "01": {
-        "return None  # your formula": "return v_t - (t - r) * du_dt",
-        "point = None": "point = [-0.14, 0.0]",
-        "return None  # your actions (B, 2)": """zero = torch.zeros(len(noise), 1)
-    half = zero + 0.5
-    middle = noise + half * policy(obs, noise, zero, half)
-    return (middle + half * policy(obs, middle, half, 2 * half)).clamp(-1, 1)""",
-    },
-    "02": {
-        "share = None": "share = 3 / 4",
-        "xi2 = None": "xi2 = 1.2",
-        "return None  # (B, 2)": """v, k = v_mean(a, r), (1 - 2 * r) ** 2
-    on_line, dw_dr = torch.func.jvp(
-        lambda a, r: (1 - (1 - 2 * r) ** 2) * v_mean(a, r) + (1 - 2 * r) ** 2 * (GOAL - a),
-        (a, r),
-        (v, torch.ones_like(r)),
-    )
-    return on_line + (r + t - 1) * ((2 * r - 1) * (v + a - GOAL) - dw_dr)""",
-    },
-    "03": {
-        "return None  # your line here": [
-            """ahead = policy(obs, a_r + delta_r / 2 * v, r + delta_r / 2, t)
-    return (ahead - policy(obs, a_r - delta_r / 2 * v, r - delta_r / 2, t)) / delta_r""",
-            "return (2 * 2**0.5 * rounding / curvature) ** 0.5",
-            """tangents = (v, torch.ones_like(r), -torch.ones_like(t))
-    return torch.func.jvp(lambda *x: policy(obs, *x), (a_r, r, t), tangents)[1]""",
-        ]
-    },
-    "04": {
-        "return None  # your line here": ["return 1 - (1 - rho) ** k", "return eta / dq_da.norm(dim=-1).mean()"],
-        "return None  # your lines here": """policy, critics = agent.target_policy, agent.target_critics
-    actions = torch.stack([policy.act(obs, noise[:, k]) for k in range(noise.shape[1])])
-    q = torch.stack([(critics[0](obs, a) + critics[1](obs, a))[:, 0] / 2 for a in actions])
-    return actions[q.argmax(0), torch.arange(len(obs))]""",
-    },
-    "05": {
-        "return None": """low = meta["random_return"]
-    return 100 * (value - low) / (meta["expert_return"] - low)""",
-    },
-    "06": {
-        "return None": [
-            "return statistics.stdev(x - y for x, y in zip(a, b)) / math.sqrt(len(a))",
-            """ended = [row for row in rows if row["last"] == "1"]
-    above = [row for row in ended if float(row["return"]) > data_returns[row["cell"]]]
-    return len(above) / len(ended)""",
-        ]
-    },
-}
+LESSONS = sorted(Path(__file__).parent.glob("0*.ipynb"))
 
 
-def solve(notebook: nbformat.NotebookNode, answers: dict[str, str | list[str]]) -> set[int]:
-    """Write the answers into the notebook; the places of their cells."""
+def solve(notebook: nbformat.NotebookNode) -> set[int]:
+    """Write the folded solutions over the `None` in the cells below them; the places of these cells."""
     changed = set()
-    for blank, texts in answers.items():
-        texts = [texts] if isinstance(texts, str) else texts
-        assert sum(cell.source.count(blank) for cell in notebook.cells if cell.cell_type == "code") == len(texts)
-        for text in texts:
-            k = next(k for k, cell in enumerate(notebook.cells) if cell.cell_type == "code" and blank in cell.source)
-            notebook.cells[k].source = notebook.cells[k].source.replace(blank, text, 1)
+    for k, (text, exercise) in enumerate(zip(notebook.cells, notebook.cells[1:]), 1):
+        *_, folded = text.source.partition("<summary>Solution</summary>")
+        for answer in re.findall(r"```python\n(.*?)```", folded, re.DOTALL):
+            blank = re.search(r"^( *)(return|\w+ =) None.*$", exercise.source, re.MULTILINE)
+            exercise.source = exercise.source.replace(blank[0], textwrap.indent(answer, blank[1]), 1)
             changed.add(k)
+    assert changed
     return changed
 
 
@@ -92,16 +46,15 @@ def listings(cell: nbformat.NotebookNode) -> list[str]:
     return [data["text/plain"] for data in shown if "text/latex" in data]
 
 
-@pytest.mark.parametrize("number", ANSWERS)
-def test_runs_as_it_was_saved_and_accepts_the_right_answers(number):
-    (path,) = Path(__file__).parent.glob(f"{number}_*.ipynb")
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_runs_as_it_was_saved_and_its_solutions_are_right(path):
     saved = nbformat.read(path, as_version=4)
     nbformat.validate(saved)
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
     assert len(code) <= 15
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run it top to bottom, then save"
     fresh = nbformat.read(path, as_version=4)
-    exercises = solve(fresh, ANSWERS[number])
+    exercises = solve(fresh)
     place = {"metadata": {"path": path.parent}}
     options = {"timeout": 300, "kernel_name": "python3", "coalesce_streams": True}
     NotebookClient(fresh, resources=place, **options).execute()  # raises at the first cell that fails
