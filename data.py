@@ -404,7 +404,7 @@ def make(
 
 def check_npz(path: Path) -> None:
     """Raise ValueError unless a `.npz` can be written there."""
-    if path.suffix != ".npz" or not path.parent.is_dir() or path.is_dir():
+    if path.suffix != ".npz" or not path.parent.is_dir():
         raise ValueError(f"{path}: a data file is named .npz, and lies in a folder that exists")
 
 

@@ -562,8 +562,8 @@ def evaluate(agents: Sequence[Any], env: Env | None, episodes: int, seed: int) -
 # -------------------- pictures
 
 
-def save_gif(agents: Sequence[Any], env: Env | None, path: str | Path, seed: int, episodes: int = 4) -> None:
-    """Draw the first 100 steps of `episodes` episodes side by side, with the return so far above each, as a GIF.
+def save_gif(agents: Sequence[Any], env: Env | None, path: str | Path, seed: int) -> None:
+    """Draw the first 100 steps of four episodes side by side, with the return so far above each, as a GIF.
 
     Of one's own environment one episode is drawn, if it renders pictures; if not, a line says why there is no GIF.
     """
@@ -572,7 +572,7 @@ def save_gif(agents: Sequence[Any], env: Env | None, path: str | Path, seed: int
 
     if env is None:
         return
-    episodes = episodes if env.episode_steps else 1
+    episodes = 4 if env.episode_steps else 1
     width, height = env.panel_inches
     figure = Figure(figsize=(width * episodes, height))
     panels = figure.subplots(1, episodes, squeeze=False, gridspec_kw={"left": 0.01, "right": 0.99, "wspace": 0.05})[0]

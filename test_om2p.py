@@ -49,14 +49,14 @@ def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def normal(*shape: int, seed: int = 0, device="cpu", dtype=torch.float32) -> Tensor:
+def normal(*shape: int, seed: int = 0, device="cpu") -> Tensor:
     """Normal numbers, the same on every device."""
-    return torch.randn(*shape, generator=generator(seed)).to(device, dtype)
+    return torch.randn(*shape, generator=generator(seed)).to(device)
 
 
-def uniform(*shape: int, seed: int = 0, device="cpu", dtype=torch.float32) -> Tensor:
+def uniform(*shape: int, seed: int = 0, device="cpu") -> Tensor:
     """Numbers in [0, 1), the same on every device, from other streams than those of `normal`."""
-    return torch.rand(*shape, generator=generator(1000 + seed)).to(device, dtype)
+    return torch.rand(*shape, generator=generator(1000 + seed)).to(device)
 
 
 def random_batch(device: str, size: int = 64, seed: int = 0) -> Batch:
@@ -67,9 +67,9 @@ def random_batch(device: str, size: int = 64, seed: int = 0) -> Batch:
     return Batch(*(x.to(device) for x in (obs, action, reward, next_obs, terminal)))
 
 
-def small_policy(device: str, dtype=torch.float32) -> MeanFlowPolicy:
+def small_policy(device: str) -> MeanFlowPolicy:
     torch.manual_seed(0)
-    return MeanFlowPolicy(5, 2, hidden_dim=64, hidden_layers=3).to(device, dtype)
+    return MeanFlowPolicy(5, 2, hidden_dim=64, hidden_layers=3).to(device)
 
 
 def weights(module: nn.Module) -> Tensor:
@@ -103,11 +103,7 @@ def law(xi, points: np.ndarray) -> np.ndarray:
 def test_timesteps_follow_eq_4(xi, device):
     t = om2p.sample_timesteps(xi, 50_000, generator(device=device)).cpu()
     assert t.shape == (50_000, 1) and t.dtype == torch.float32 and 0 <= t.min() and t.max() <= 1
-    # float32 rounds what lies next to 1; compare there with a continuous law by undoing the rounding at random
-    ulp = np.where(t.numpy() > 0.5, 2.0**-25, 0.0)
-    x = t.double().numpy() + ulp * np.random.default_rng(0).uniform(-1, 1, t.shape)
-    x = np.clip(x, 1e-300, 1 - 2.0**-53).ravel()
-    assert scipy.stats.kstest(x, lambda p: law(xi, p)).pvalue > 1e-3
+    assert scipy.stats.kstest(t.double().flatten().numpy(), lambda p: law(xi, p)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("xi", [(-1, 0, 0, 0), (0, -1, 0, 0), (math.nan, 0, 0, 0), (0, 0, math.inf, 0), (0, 0, 0)])
@@ -126,26 +122,9 @@ def test_coupled_and_ordered_times(device):
 # -------------------- derivative, Eq. 5
 
 
-def path_inputs(size: int, device: str, dtype=torch.float32) -> tuple[Tensor, ...]:
-    """Observations, points of straight paths, times r and t, velocities."""
-    kind = {"device": device, "dtype": dtype}
-    obs, action, noise = (normal(size, n, seed=n + k, **kind) for k, n in enumerate((5, 2, 2)))
-    r, t = (uniform(size, 1, seed=seed, **kind) for seed in (1, 2))
-    a_r, v = om2p.path(action, noise, r)
-    return obs, a_r, r, t, v
-
-
 def derivative(policy: MeanFlowPolicy, inputs: tuple[Tensor, ...], **settings) -> Tensor:
     """du/dr as the settings choose it."""
     return om2p.choose_derivative(Config(**settings))(policy, *inputs, policy(*inputs[:4]).detach())
-
-
-def test_exact_derivative_equals_the_jacobian(device):
-    inputs = obs, a_r, r, t, v = path_inputs(8, device, torch.float64)
-    policy = small_policy(device, torch.float64)
-    du_da, du_dr = torch.func.jacrev(lambda a, s: policy(obs, a, s, t).sum(0), (0, 1))(a_r, r)  # rows do not mix
-    expected = torch.einsum("ibj,bj->bi", du_da, v) + du_dr[..., 0].T
-    assert torch.allclose(derivative(policy, inputs, derivative="exact"), expected, rtol=0, atol=1e-12)
 
 
 def clone(policy: MeanFlowPolicy, draw, steps: int, device: str, times: str = "ordered", **settings) -> MeanFlowPolicy:
@@ -172,14 +151,16 @@ def two_modes(g: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def test_differences_on_a_trained_network(device):
-    policy, inputs = clone(small_policy(device), smooth, 300, device), path_inputs(256, device)
+    policy, b, noise, r, t = loss_inputs(device)
+    clone(policy, smooth, 300, device)
+    a_r, v = om2p.path(b.action, noise, r)
+    inputs = b.obs, a_r, r, t, v
     exact = derivative(policy, inputs, derivative="exact")
     assert not exact.requires_grad and exact.abs().mean() > 0.05
     double = {"derivative_dtype": "float64"}
     for settings in ({"delta_r": 1e-3}, {"delta_r": 1e-12} | double, {"derivative": "exact"} | double):
         assert (derivative(policy, inputs, **settings) - exact).norm() < 0.01 * exact.norm()
     assert not derivative(policy, inputs, delta_r=1e-12).any(), "Table 4's step vanishes in float32"
-    assert not derivative(policy, inputs, derivative="zero").any()
 
 
 # -------------------- mean flow, Eq. 1 to 3
@@ -204,31 +185,22 @@ class GaussianFlow(nn.Module):
 
 
 def test_mean_flow_loss_is_least_at_the_true_mean_velocity(device):
-    """The expected gradient of Eq. 1 vanishes at the true u: shifting u either way does not lower the loss."""
-    flow, n = GaussianFlow(), 400_000
+    """The gradient of Eq. 1 vanishes at the true u, whichever way u is shifted."""
+    flow, n, shift = GaussianFlow(), 400_000, torch.zeros(6, device=device, requires_grad=True)
     noise, action = normal(n, 1, device=device), flow.m + flow.s * normal(n, 1, seed=1, device=device)
     r, t = om2p.sample_interval(om2p.UNIFORM, n, "ordered", 0.5, generator(5, device))
-    a_r, v = om2p.path(action, noise, r)
-    u = flow(None, a_r, r, t)
-    residual = u - (v - (r - t) * om2p.exact_derivative(flow, None, a_r, r, t, v, u))
-    for weight in (torch.ones_like(r), a_r, r, t, a_r * r, (t > r).float()):
-        product = (weight * residual)[r < 0.98]
-        assert abs(product.mean()) < 5 * product.std() / math.sqrt(len(product))
+
+    def shifted(obs, a, r, t):
+        ways = torch.cat([torch.ones_like(r), a, r, t, a * r, (t > r).float()], 1)
+        return flow(obs, a, r, t) + (ways * shift).sum(1, keepdim=True)
+
+    loss, _ = om2p.mean_flow_loss(shifted, None, action, noise, r, t, om2p.exact_derivative)
+    assert torch.autograd.grad(loss, shift)[0].abs().max() < 0.03  # 5 standard errors are about 0.024
 
 
 def loss_inputs(device: str) -> tuple[MeanFlowPolicy, Batch, Tensor, Tensor, Tensor]:
     """Policy, batch, noise, times r and t."""
     return small_policy(device), random_batch(device), normal(64, 2, device=device), *uniform(2, 64, 1, device=device)
-
-
-def test_equal_times_make_the_target_the_velocity(device):
-    policy, b, noise, r, _ = loss_inputs(device)
-    a_r, v = om2p.path(b.action, noise, r)
-    expected = (policy(b.obs, a_r, r, r) - v).square().sum(1).mean()
-    for name in ("finite_difference", "exact", "zero"):
-        chosen = om2p.choose_derivative(Config(derivative=name))
-        loss, info = om2p.mean_flow_loss(policy, b.obs, b.action, noise, r, r, chosen)
-        assert torch.allclose(loss, expected) and info["du_dr"].isfinite()
 
 
 def test_no_gradient_flows_through_the_target(device):
@@ -266,21 +238,14 @@ def test_two_modes_are_learned_where_a_zero_derivative_averages_them(device):
 # -------------------- losses, Eq. 6 and 7
 
 
-class Linear(nn.Module):
+def linear(*w: float) -> Callable[..., Tensor]:
     """A critic with a closed form: Q = w . a + sum(o)."""
-
-    def __init__(self, *w: float) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(w))
-
-    def forward(self, obs, action):
-        return (action @ self.w + obs.sum(-1))[:, None]
+    return lambda obs, a: (a @ a.new_tensor(w) + obs.sum(-1))[:, None]
 
 
 def test_critic_loss_is_eq_7(device):
     policy, b, noise, _, _ = loss_inputs(device)
-    critics = nn.ModuleList([Linear(1.0, 2.0), Linear(-1.0, 0.5)]).to(device)
-    targets = nn.ModuleList([Linear(0.3, 0.0), Linear(0.0, -0.7)]).to(device)
+    critics, targets = [linear(1.0, 2.0), linear(-1.0, 0.5)], [linear(0.3, 0.0), linear(0.0, -0.7)]
     loss, info = om2p.critic_loss(critics, targets, policy, b, noise, gamma=0.9)
     a = one_step(policy, b.next_obs, noise).cpu().numpy()
     obs, action, reward, next_obs, terminal = (x.cpu().numpy() for x in b)
@@ -289,8 +254,7 @@ def test_critic_loss_is_eq_7(device):
     errors = [action @ w + obs.sum(-1) - target for w in ([1.0, 2.0], [-1.0, 0.5])]
     assert loss.item() == pytest.approx(np.square(errors).mean(1).sum(), rel=1e-5)
     assert info["target_q"].item() == pytest.approx(target.mean(), rel=1e-5)
-    loss.backward()
-    assert all(p.grad is None for p in policy.parameters())
+    assert not loss.requires_grad, "no gradient flows to the target policy"
 
 
 @pytest.mark.parametrize("start", ["path", "noise"])
@@ -336,23 +300,12 @@ def test_table_and_presets_are_the_papers():
 
 
 def test_settings_come_in_three_layers():
-    """The preset, its part for the task, what is given: later ones win."""
-    plain, ours, own = Config(), Config.of("halfcheetah", "expert"), Config.of("task:make", "custom")
-    assert om2p.RECOMMENDED["halfcheetah"].items() <= vars(ours).items() and ours.env == "halfcheetah"
-    assert (ours.times, ours.xi, ours.delta_r, ours.candidates) == ("ordered", om2p.UNIFORM, 1e-3, 8)
-    assert (ours.q_scale, ours.q_start) == ("gradient", "path")
-    assert (own.eta, own.act_noise, own.env) == (plain.eta, plain.act_noise, "task:make")
-    given = {"eta": 3.0, "times": "ordered", "xi": (1.0, 0.0, 0.0, 0.0)}
-    mixed = Config.of("world", "medium", "paper", **given)
-    assert given.items() <= vars(mixed).items()
-    assert (mixed.derivative_dtype, mixed.act_noise, mixed.q_scale) == ("float64", 1.0, "none")
-
-
-def test_every_setting_is_an_option():
-    flags = ["--xi", "1", "0", "0.5", "0", "--q-scale", "none", "--steps", "7", "--gamma", "0.9", "--env", "tag"]
+    """The preset, its part for the task, the command line: later ones win."""
+    flags = ["--xi", "1", "0", "0.5", "0", "--q-scale", "value", "--steps", "7", "--gamma", "0.9", "--env", "tag"]
     given, args = data.parse_options(Config, [*flags, "--preset", "paper"])
-    assert given == {"xi": (1, 0, 0.5, 0), "q_scale": "none", "steps": 7, "gamma": 0.9, "env": "tag"}
-    assert args.preset == "paper"
+    assert given == {"xi": (1, 0, 0.5, 0), "q_scale": "value", "steps": 7, "gamma": 0.9, "env": "tag"}
+    config = vars(Config.of("tag", "medium", args.preset, **given))
+    assert (given | {"eta": 10.0, "times": "coupled", "derivative_dtype": "float64"}).items() <= config.items()
 
 
 # -------------------- agent
@@ -366,20 +319,14 @@ def agent(device: str = "cpu", **options) -> Agent:
 def test_rewards_without_a_column_are_refused(device):
     batch = random_batch(device)
     for changed in (batch._replace(reward=batch.reward[:, 0]), batch._replace(terminal=batch.terminal[:, 0])):
-        with pytest.raises(ValueError, match="[64, 1]"):
+        with pytest.raises(ValueError, match=r"\[64, 1\]"):
             agent(device).update(changed)
-
-
-def test_twins_start_differently_and_targets_equal():
-    a = agent()
-    assert not torch.equal(weights(a.critics[0]), weights(a.critics[1]))
-    assert torch.equal(weights(a.policy), weights(a.target_policy))
-    assert torch.equal(weights(a.critics), weights(a.target_critics))
 
 
 def test_targets_move_by_rho(device):
     a = agent(device, rho=0.25)
-    before = weights(a.target_policy), weights(a.target_critics)
+    assert not torch.equal(weights(a.critics[0]), weights(a.critics[1])), "twins"
+    before = weights(a.policy), weights(a.critics)  # the targets start there too
     a.update(random_batch(device))
     for old, target, online in zip(before, (a.target_policy, a.target_critics), (a.policy, a.critics)):
         assert not torch.equal(weights(online), old)
@@ -432,14 +379,6 @@ def test_q_term_moves_the_policy_to_better_actions(device):
     assert means["both"] > 0.25
 
 
-def test_acting_draws_from_the_given_stream_only(device):
-    a, obs = agent(device), normal(10, 5, device=device)
-    state = torch.get_rng_state(), a.generator.get_state()
-    first, second = (a.act(obs, generator=generator(3, device)) for _ in range(2))
-    assert torch.equal(first, second) and first.abs().max() <= 1
-    assert torch.equal(state[0], torch.get_rng_state()) and torch.equal(state[1], a.generator.get_state())
-
-
 def test_the_averaged_networks_act_with_scaled_noise(device):
     obs, noise = normal(50, 5, device=device), normal(50, 2, device=device)
     for scale in (1.0, 0.5, 0.0):
@@ -480,27 +419,15 @@ class Only:
             return self.finder.find_spec(name, path, target)
 
 sys.meta_path = [Only(finder) for finder in sys.meta_path]
-import torch
-from om2p import Agent, Batch, Config
-obs, action, one = torch.zeros(3, 4), torch.zeros(3, 2), torch.ones(3, 1)
-agent = Agent(4, 2, Config.of("world", "medium", "paper", hidden_dim=8))
-agent.update(Batch(obs, action, one, obs, one))
-print(agent.act(obs).shape, sorted(sys.modules.keys() & {"data", "envs", "tqdm", "gymnasium", "matplotlib"}))
 """
 
 
-def test_a_copy_of_om2p_alone_needs_torch_and_numpy_only(tmp_path):
+def test_the_readmes_example_runs_beside_a_copy_of_om2p_alone(tmp_path):
     shutil.copy(ROOT / "om2p.py", tmp_path)
-    command = [sys.executable, "-c", ALONE]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert result.stdout == "torch.Size([3, 2]) []\n", result.stderr
-
-
-def test_the_readmes_examples_run():
-    blocks = [part.split("```")[0] for part in (ROOT / "README.md").read_text().split("```python\n")[1:]]
-    assert blocks
-    for block in blocks:
-        exec(block, {})
+    _, *blocks = (ROOT / "README.md").read_text().split("```python\n")
+    code = ALONE + "".join(block.split("```")[0] for block in blocks) + "print(a.shape)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.stdout == "torch.Size([256, 2])\n", result.stderr
 
 
 # -------------------- particle worlds
@@ -535,27 +462,12 @@ def test_the_prey_pays_for_leaving_the_arena():
             assert world.rewards()[0, 3].item() == pytest.approx((0.3 + food) * abs(x) - times * bound, abs=1e-9)
 
 
-def test_coincident_bodies_give_finite_numbers():
-    world = envs.ParticleWorld("world")
-    world.set_state(torch.zeros(2, 9, 2))
-    world.advance(torch.ones(2, 4, 2))
-    assert torch.isfinite(world.position).all() and torch.isfinite(world.rewards()).all()
-
-
 def test_starts_are_uniform_in_their_squares():
     world = envs.ParticleWorld("tag")
     world.reset(4000, generator())
     for entities, half in ((slice(0, 4), 1.0), (slice(4, 6), 0.9)):
         x = world.position[:, entities].flatten().numpy()
         assert scipy.stats.kstest(x, scipy.stats.uniform(-half, 2 * half).cdf).pvalue > 1e-3
-
-
-class RandomAgent:
-    def __init__(self, action_dim: int = 2) -> None:
-        self.action_dim = action_dim
-
-    def act(self, obs, *, generator):
-        return torch.rand(len(obs), self.action_dim, generator=generator, device=obs.device) * 2 - 1
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -615,17 +527,13 @@ def test_cheetahs_of_a_batch_do_not_mix_whatever_the_number_of_threads():
 # -------------------- pictures
 
 
-def test_gif_has_a_frame_for_every_step(tmp_path):
+def test_gif_has_a_frame_for_every_step(whole_run):
     from PIL import Image
 
-    cheetah = envs.make_env("halfcheetah")
-    cheetah.episode_steps = 5
-    for env, frames in ((data.Behaviour("world").env, 25), (cheetah, 5)):
-        envs.save_gif([RandomAgent(env.action_dim)] * env.num_agents, env, tmp_path / "a.gif", seed=0, episodes=2)
-        with Image.open(tmp_path / "a.gif") as picture:
-            assert picture.n_frames == frames
-            first, last = (np.asarray(picture.convert("RGB")) for _ in map(picture.seek, (0, frames - 1)))
-        assert (first != last).any()
+    with Image.open(whole_run / "rollout.gif") as picture:
+        assert picture.n_frames == 25
+        first, last = (np.asarray(picture.convert("RGB")) for _ in map(picture.seek, (0, 24)))
+    assert (first != last).any()
 
 
 def test_the_cheetah_is_drawn_in_view():
@@ -696,7 +604,6 @@ def wide(obs): return np.zeros((2, 3))
 def none(obs): return None
 def nan(obs): return np.full((2, 1), np.nan)
 def large(obs): return np.full((2, 1), 3)
-number = 3
 
 class Odd(Task):  # what it returns is changed by `change` at step `when`, 0 for reset
     def __init__(self, change, when=0, *args, **kwargs):
@@ -751,8 +658,6 @@ def test_one_environment_plays_all_episodes_and_is_closed(own_task, monkeypatch)
     steps = list(envs.rollout(lambda obs: (obs[:, :, :1] > 4).float(), task, 1, generator()))
     assert len(steps) == 5 or len(steps) == 4  # from [-1, 1] by 2, and by 4 beyond 4
     assert torch.equal(sum(step.terminals for step in steps), torch.ones(1, 2))
-    way = steps[-1].next_observations[..., 0] - steps[0].observations[..., 0]
-    assert torch.allclose(way, sum(step.rewards for step in steps))
     returns = envs.returns_of(lambda obs: torch.zeros(1, 2, 1), task, 20, generator())
     assert len(returns) == 20 and returns.min() >= 9 and returns.max() <= 14 and not closed
     del task
@@ -834,7 +739,6 @@ NAMES = {  # what --env names: the line that refuses it
     "syntax:make": "syntax.py, line 2",
     "raising:make": "importing raising:make failed (raising.py, line 3: ValueError: bad)",
     "leaving:make": "importing leaving:make failed (leaving.py, line 1: SystemExit: 3)",
-    "task:number": "making task:number failed (TypeError",
     "envs:make": "envs.py is a file of this program; give yours another name",
     "task:": "choose from",
     "chess": "choose from",
@@ -861,7 +765,9 @@ def test_a_gif_is_drawn_if_there_are_pictures(own_task, capsys, render):
     Path("task.py").write_text(f"{OWN_TASK}\ndef case(): return Own(render={render}, render_mode=None)\n")
     data.collect("task:case", transitions=20).save("own.npz")
     assert om2p.main([*tiny("own.npz", "run"), "--env", "task:case", "--steps", "2"]) == 0
-    assert PICTURES[render] in capsys.readouterr().out and Path("run/rollout.gif").exists() == (not PICTURES[render])
+    out = capsys.readouterr().out
+    assert PICTURES[render] in out and "normalised score  not known" in out
+    assert Path("run/rollout.gif").exists() == (not PICTURES[render])
 
 
 def test_training_on_ones_own_environment(own_task, capsys):
@@ -881,24 +787,22 @@ def test_training_on_ones_own_environment(own_task, capsys):
     del sys.modules["task"]
     for options in (["--env", "task:drawn", "--data", "own.npz"], ["--evaluate", "runs/task.drawn-custom-seed0"]):
         assert "(2, 2, 1), task:drawn has (3, 2, 1)" in refused(capsys, om2p.main, *options)
-    # without a policy actions are random
-    assert data.main(["collect", "--env", "task:make", "--transitions", "50", "--out", "random.npz"]) == 0
-    assert om2p.main(["--env", "task:make", "--data", "random.npz", *small, "--out", "run"]) == 0
-    assert "normalised score  not known" in capsys.readouterr().out
 
 
 def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
     own = ["collect", "--env", "task:make", "--transitions", "50", "--out", "own.npz"]
-    assert "(2, 3)" in refused(capsys, data.main, *own, "--policy", "task:wide")
-    assert "playing task:none failed (TypeError" in refused(capsys, data.main, *own, "--policy", "task:none")
-    assert "gives actions up to nan" in refused(capsys, data.main, *own, "--policy", "task:nan")
-    assert "gives actions up to 3" in refused(capsys, data.main, *own, "--policy", "task:large")
-    assert "nothing to play" in refused(capsys, data.main, "collect", "--env", "none")
-    assert "leave it out" in refused(capsys, data.main, "collect", "--env", "tag", "--policy", "task:act")
-    assert "playing task:fail failed (task.py, line" in refused(capsys, data.main, *own, "--policy", "task:fail")
+    for line, options in {
+        "(2, 3)": [*own, "--policy", "task:wide"],
+        "playing task:none failed (TypeError": [*own, "--policy", "task:none"],
+        "gives actions up to nan": [*own, "--policy", "task:nan"],
+        "gives actions up to 3": [*own, "--policy", "task:large"],
+        "playing task:fail failed (task.py, line": [*own, "--policy", "task:fail"],
+        "nothing to play": ["collect", "--env", "none"],
+        "leave it out": ["collect", "--env", "tag", "--policy", "task:act"],
+        "a data file is named .npz": [*own[:-1], "own"],
+    }.items():
+        assert line in refused(capsys, data.main, *options)
     assert "data.py collect --env task:make" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
-    os.mkdir("folder.npz")
-    assert "a data file is named .npz" in refused(capsys, data.main, *own[:-1], "folder.npz")
 
 
 def test_where_all_returns_are_equal_there_is_no_scale(own_task, capsys):
@@ -960,14 +864,12 @@ def test_same_seed_same_bytes(tmp_path):
     assert a == b and a != c
 
 
-def test_cheetah_data_is_what_it_says(tmp_path):
+def test_cheetah_data_is_what_it_says():
     d = data.collect("halfcheetah", "medium-expert", 2000)
     assert d.observations.shape == (2000, 2, 6) and d.actions.shape == (2000, 2, 3) and d.prey is None
     assert torch.equal(d.rewards[:, 0], d.rewards[:, 1]) and not d.terminals.any()
     follows = (d.next_observations[:-1] == d.observations[1:]).flatten(1).all(1)
     assert (~follows).nonzero().flatten().tolist() == [999, 1997]  # the last two are the expert's
-    others = data.load_or_make(write_folder(tmp_path / "medium-expert", d), "halfcheetah")  # as OMAR keeps it
-    assert torch.equal(others.observations, d.observations) and not others.terminals.any()
 
 
 PUBLISHED = {  # mean returns of the public data: random, medium, expert
@@ -998,12 +900,6 @@ def test_medium_replay_goes_from_random_to_medium(name):
     span, last = meta["medium_return"] - meta["random_return"], returns[-len(returns) // data.REPLAY :].mean()
     assert abs(returns[: begin // 25].mean() - meta["random_return"]) < 0.25 * span
     assert meta["random_return"] + 0.5 * span < last < meta["medium_return"] + 0.25 * span
-    other = data.collect(name, "medium-replay", begin + 500, noise=0.0)
-    assert len(other) == begin + 500 and torch.equal(other.actions[:begin], made.actions[:begin])
-
-
-def with_meta(**changes) -> dict:
-    return {"meta": lambda old: np.array(json.dumps(json.loads(str(old)) | changes))}
 
 
 def at(place: tuple[int, ...], value: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -1020,8 +916,7 @@ SPOILED = {  # what each array becomes: something else, a function of what it wa
     "observations (0, 3, 24)": {k: (lambda x: x[:0]) for k in data.ARRAYS},
     "terminals: 0.5 in row 9, agent 0, is neither 0 nor 1": {"terminals": at((9, 0), 0.5)},
     "meta is missing, damaged or": {"meta": np.array("[]")},
-    "holds data of tag": with_meta(env="tag"),
-    "KeyError: 'prey_bias_1'": {"prey_bias_1": None},
+    "holds data of tag": {"meta": lambda old: np.array(str(old).replace('"world"', '"tag"'))},
 }
 
 
@@ -1121,12 +1016,10 @@ def test_bad_folders_and_preys_are_refused_in_one_line(few, tmp_path, capsys, mo
     convert = ["convert", write_folder(tmp_path / "good", d), "--env", "world", "--out", "x.npz"]
     write_prey(tmp_path / "tag.pt", obs_dim=14)
     torch.save({"agent_params": [{"policy": evil}]}, "evil.pt")
-    torch.save([1, 2], "list.pt")
     Path("text.pt").write_text("hello")
-    for name in ("evil", "list", "text", "tag", "missing"):
+    for name in ("evil", "text", "tag", "missing"):
         options = [*convert, "--quality", "expert", "--prey", f"{name}.pt"]
         assert f"{name}.pt" in refused(capsys, data.main, *options)
-    assert "names no quality" in refused(capsys, om2p.main, "--data", "good")
     spoils = {
         "acs_1.npy is missing, ": lambda f: (f / "acs_1.npy").unlink(),
         "rews is missing, damaged or not what its name says: ValueError: all input arrays": lambda f: np.save(
@@ -1152,16 +1045,11 @@ PLAIN = {  # what others' files hold, as functions of arrays that are as ours: t
     "big-endian": (lambda k, x: (k, x.astype(">f8")), ""),
     "Fortran order": (lambda k, x: (k, np.asfortranarray(x)), ""),
     "bool": (lambda k, x: (k, x.astype(bool) if k == "terminals" else x), ""),
-    "two names": (lambda k, x: (k, x), ""),
     "OMAR's names": (lambda k, x: (data.SYNONYMS[k][0], x), ""),
     "states": (lambda k, x: (k.replace("next_observations", "next_states"), x), ""),
-    "objects beside": (lambda k, x: (k, x), ""),
     "text": (lambda k, x: (k, np.full(x.shape, "good") if k == "rewards" else x), "could not convert string"),
-    "another name": (lambda k, x: (k.replace("rewards", "r"), x), "has no array rewards"),
-    "a row more": (lambda k, x: (k, x[1:] if k == "actions" else x), "actions is of shape"),
     "two agents": (lambda k, x: (k, x[:, :1]), "(1, 2, 1), task:make has (2, 2, 1)"),
     "flat": (lambda k, x: (k, x[:, 0] if k == "observations" else x), "(agents, observations, actions) (2, 1)"),
-    "nothing": (lambda k, x: (k, x[:0]), "observations (0, 2, 2)"),
     "beyond the box": (
         lambda k, x: (k, x + 3 if k == "actions" else x),
         "actions: 7 in row 0, agent 0, is outside the box",
@@ -1178,11 +1066,7 @@ def test_plain_arrays_are_taken_or_refused_in_one_line(own_task, capsys, what):
     d.actions[0, 0], d.rewards = 1, d.rewards.round()
     arrays = {name: x.numpy() for name, x in d.arrays().items()}
     arrays["actions"] = arrays["actions"] * 2 + 2
-    changed = dict(change(k, x) for k, x in arrays.items())
-    changed |= (
-        {"infos": np.array([{}])} if "objects" in what else {"states": np.zeros(3)} if what == "two names" else {}
-    )
-    np.savez("plain.npz", **changed)
+    np.savez("plain.npz", infos=np.array([{}]), **dict(change(k, x) for k, x in arrays.items()))
     if message:
         assert message in refused(capsys, om2p.main, *tiny("plain.npz", "run"), "--env", "task:make")
         assert not Path("run").exists()
@@ -1210,12 +1094,9 @@ def test_data_alone_is_enough_to_train_resume_and_export(few, tmp_path, monkeypa
     assert "without an environment there is no score" in capsys.readouterr().out
     actions = torch.export.load("policy.pt2").module()(torch.zeros(5, 3, 24), normal(5, 3, 8, 2))
     assert actions.shape == (5, 3, 2)
-    shutil.move("mine/rews_0.npy", "kept.npy")
-    np.save("mine/rews_0.npy", np.zeros(250))
+    assert om2p.main(["--resume", "parts", "--steps", "31", "--data", str(shutil.copytree("mine", "moved"))]) == 0
+    np.save("moved/rews_0.npy", np.zeros(250))
     assert "began with other data" in refused(capsys, om2p.main, "--resume", "parts", "--steps", "40")
-    moved = shutil.copytree("mine", "moved")
-    shutil.copy("kept.npy", "moved/rews_0.npy")
-    assert om2p.main(["--resume", "parts", "--steps", "31", "--data", str(moved)]) == 0
     assert "nosuch.npz does not exist" in refused(capsys, om2p.main, "--env", "none", "--data", "nosuch.npz")
 
 
@@ -1237,15 +1118,12 @@ def test_folders_of_the_field(tmp_path, monkeypatch, capsys):
     assert "not expert of tag, random of tag" in refused(
         capsys, data.main, *convert[:2], "simple_tag/random/seed_0_data", *convert[3:], "--out", "x.npz"
     )
-    wrong = ["convert", "simple_tag/expert/seed_0_data", "--env", "world", "--out", "x.npz"]
-    assert "seed_0_data has (agents, observations, actions) (3, 16, 2), world has (3, 24" in refused(
-        capsys, data.main, *wrong
-    )
     assert "name one of seed_0_data" in refused(capsys, om2p.main, "--env", "tag", "--data", "simple_tag/expert")
     folder = write_folder(Path("expert/cheetah"), data.collect("halfcheetah", "expert", 1000))
     for path in [*folder.glob("obs_*.npy"), *folder.glob("next_obs_*.npy")]:
         path.rename(folder / path.name.replace("obs", "states"))
-    assert len(data.Dataset.load(folder, "halfcheetah")) == 1000 and "MuJoCo 2.0" in capsys.readouterr().out
+    cheetah = data.Dataset.load(folder, "halfcheetah")
+    assert cheetah.sizes == (2, 6, 3) and not cheetah.terminals.any() and "MuJoCo 2.0" in capsys.readouterr().out
 
 
 # -------------------- runs
@@ -1324,7 +1202,6 @@ def test_no_run_touches_another(few, whole_run, tmp_path, capsys, monkeypatch, n
         assert Path("runs", name, "curve.png").exists()
     before = ending(whole_run)
     assert "name another --out" in refused(capsys, om2p.main, *options, "--out", whole_run)
-    assert "Not a directory" in refused(capsys, om2p.main, *options, "--out", whole_run / "config.json" / "run")
     assert ending(whole_run) == before
 
 
@@ -1395,7 +1272,7 @@ def test_bad_settings_are_refused_in_one_line(message, tmp_path, capsys, monkeyp
 # -------------------- resuming and faults
 
 
-@pytest.mark.parametrize("steps", [3, 14, 30])
+@pytest.mark.parametrize("steps", [14, 30])
 def test_a_resumed_run_equals_an_uninterrupted_one(steps, whole_run, few, tmp_path, device, no_gif):
     """A run that ends early is continued, by nothing but its folder."""
     run = tmp_path / "run"
@@ -1470,30 +1347,26 @@ def change_checkpoint(run: Path, **changes) -> None:
     torch.save(torch.load(run / "checkpoint.pt", weights_only=True) | changes, run / "checkpoint.pt")
 
 
-def test_a_run_is_scored_anywhere_but_goes_on_with_its_data_and_device_only(copied_run, device, capsys):
+def test_a_run_is_scored_anywhere_but_goes_on_with_its_device_only(copied_run, device, capsys):
     """No CPU can continue the random streams of a GPU."""
-    state, last = torch.load(copied_run / "checkpoint.pt", weights_only=True), metrics(copied_run)[-1]
-    for changes in ({"meta": state["meta"] | {"mean_return": 0.5}}, {"device": "elsewhere"}):
-        change_checkpoint(copied_run, **state | changes)
-        assert "other data" in refused(capsys, om2p.main, "--resume", copied_run)
-        assert om2p.main(["--evaluate", str(copied_run), "--episodes", "3"]) == 0
-        out = capsys.readouterr().out  # on the CPU, with other random numbers than those of a GPU
-        assert f"{float(last['return']):.1f} +- {float(last['return_std']):.1f}" in out or device == "cuda"
+    change_checkpoint(copied_run, device="elsewhere")
+    assert "on another device" in refused(capsys, om2p.main, "--resume", copied_run)
+    assert om2p.main(["--evaluate", str(copied_run), "--episodes", "3"]) == 0
+    out, last = capsys.readouterr().out, metrics(copied_run)[-1]  # on the CPU, with other noise than that of a GPU
+    assert f"{float(last['return']):.1f} +- {float(last['return_std']):.1f}" in out or device == "cuda"
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(copied_run, tmp_path, capsys):
     path, touched = copied_run / "checkpoint.pt", tmp_path / "unpickled"
     good = path.read_bytes()
-    for content in (b"", good[:10], good[: len(good) // 2], good[:-1]):
+    for content in (b"", good[: len(good) // 2]):
         path.write_bytes(content)
         assert "checkpoint.pt" in refused(capsys, om2p.main, "--evaluate", copied_run)
     path.write_bytes(good)
     change_checkpoint(copied_run, config={"seed": 0})
     assert "another program or version" in refused(capsys, om2p.main, "--evaluate", copied_run)
     change_checkpoint(copied_run, step=Evil(touched))
-    for option in ("--evaluate", "--resume"):
-        assert "checkpoint.pt" in refused(capsys, om2p.main, option, copied_run)
-    assert not touched.exists()
+    assert "checkpoint.pt" in refused(capsys, om2p.main, "--evaluate", copied_run) and not touched.exists()
 
 
 def test_nan_in_a_loss_stops_the_run_and_keeps_the_last_checkpoint(few, tmp_path, device, capsys, monkeypatch):
@@ -1505,13 +1378,11 @@ def test_nan_in_a_loss_stops_the_run_and_keeps_the_last_checkpoint(few, tmp_path
 
 def test_an_environment_that_fails_in_an_evaluation_costs_no_training(own_task, capsys, monkeypatch):
     data.collect("task:make", transitions=50).save("own.npz")
-    for run in ("whole", "parts"):
-        command = [*tiny("own.npz", run), "--env", "task:make", "--eta", "0.1"]
-        if run == "whole":
-            assert om2p.main(command) == 0
+    whole, parts = ([*tiny("own.npz", run), "--env", "task:make"] for run in ("whole", "parts"))
+    assert om2p.main(whole) == 0
     with monkeypatch.context() as patch:
         disturb(patch, sys.modules["task"].Task, "see", 40, lambda _: 1 / 0)
-        error = refused(capsys, om2p.main, *command)
+        error = refused(capsys, om2p.main, *parts)
         assert "failed (test_om2p.py, line" in error and "the checkpoint of step 20 is kept" in error
     assert om2p.main(["--resume", "parts"]) == 0
     assert ending(Path("parts")) == ending(Path("whole"))
@@ -1542,17 +1413,17 @@ def test_drawing_and_exporting_a_checkpoint(whole_run, tmp_path, capsys, no_gif)
     assert gif.exists()
     obs, noise = normal(5, 3, 24, seed=1), normal(5, 3, 8, 2, seed=2)
     torch.save((obs, noise), tmp_path / "inputs.pt")
-    code = "import torch; obs, noise = torch.load('inputs.pt', weights_only=True); "
-    code += "torch.save(torch.export.load('policy.pt2').module()(obs, noise), 'actions.pt')"
+    code = """import torch
+inputs = torch.load("inputs.pt", weights_only=True)
+torch.save(torch.export.load("policy.pt2").module()(*inputs), "actions.pt")"""
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
     actions = torch.load(tmp_path / "actions.pt", weights_only=True)
     for i, one in enumerate(om2p.load_agents(str(whole_run))[0]):
         assert torch.allclose(actions[:, i], one.act(obs[:, i], noise[:, i]), atol=1e-6)
-    assert ".pt2" in refused(capsys, om2p.main, "--evaluate", whole_run, "--export", "policy.onnx")
+    for option, path in (("--export", "policy.onnx"), ("--export", "no/a.pt2"), ("--gif", "a.mp4")):
+        assert "does not end in" in refused(capsys, om2p.main, "--evaluate", whole_run, option, path)
     for options in (["--seed", "5"], ["--candidates", "1"], ["--act-noise", "0"], []):  # each another score
         assert om2p.main(["--evaluate", str(whole_run), "--episodes", "3", *options]) == 0
     scores = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("return  ")]
     assert len({*scores[-4:]}) == 4
     assert "leave out --eta" in refused(capsys, om2p.main, "--evaluate", whole_run, "--eta", "1")
-    assert "no folder" in refused(capsys, om2p.main, "--evaluate", whole_run, "--export", tmp_path / "no" / "a.pt2")
-    assert "end in .gif" in refused(capsys, om2p.main, "--evaluate", whole_run, "--gif", tmp_path / "a.mp4")

@@ -106,17 +106,6 @@ def test_omars_search_finds_better_actions():
     assert (after <= before + 1e-6).all() and after.mean() < 0.35 * before.mean()
 
 
-def test_sfbc_weights_candidates_by_softmax_of_q():
-    agent, obs = make("ma-sfbc", alpha=2.0), torch.randn(5, 3)
-    actions, q, weights = agent.sample(obs, 4, None)
-    values = sum(critic(obs[1:2].expand(4, 3), actions[1]) for critic in agent.target_critics) / 2
-    torch.testing.assert_close(q[1], values[:, 0])
-    torch.testing.assert_close(
-        weights, (2.0 * q / q.abs().mean()).exp() / (2.0 * q / q.abs().mean()).exp().sum(1, True)
-    )
-    assert actions.shape == (5, 4, 2) and weights.std() > 1e-3
-
-
 def test_one_command_trains_a_baseline(tmp_path, monkeypatch, capsys):
     """The folder's name says which; its settings are the algorithm's, then what was given; a mistake is one line."""
     monkeypatch.chdir(tmp_path)
