@@ -97,10 +97,10 @@ def two_goals(play: Callable[[Tensor], object], recorded: Tensor, gaussian: Tens
 
 
 def clouds(named: dict[str, Tensor], limit: float, width: float = 3.3) -> None:
-    """A panel for each set of actions: flow matching in orange, mean flow in blue, noise and data in grey."""
+    """A panel for each set of actions: noise and data in grey, flow matching in orange, mean flow in blue."""
     figure, panels = plt.subplots(1, len(named), figsize=(width * len(named), width + 0.3), squeeze=False)
     for axes, (title, actions) in zip(panels[0], named.items()):
-        axes.scatter(*actions.T, s=3, color={"flow": ORANGE, "mean": BLUE}.get(title[:4], GREY))
+        axes.scatter(*actions.T, s=3, color={"nois": GREY, "data": GREY, "flow": ORANGE}.get(title[:4], BLUE))
         action_axes(axes, title, limit)
         axes.label_outer()
 
@@ -252,14 +252,12 @@ def path_slopes(
     slope: np.ndarray,
     here: int,
     t: float,
-    mean: np.ndarray,
 ) -> None:
-    """u (R, 2) as arrows from `points` of one path, the mean action; u against r (R,) with its slopes at r[here]."""
+    """u (R, 2) as arrows from `points` of one path; u against r (R,) with its slopes at r[here]."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
     left.plot(*zip(noise, action), color=GREY, lw=1.5)
     left.plot(*noise, "o", color=GREY, label="noise, r = 0")
     left.plot(*action, "*", color=PINK, ms=14, label="action, r = 1")
-    left.plot(*mean, "X", color=GREEN, ms=10, label="the policy's mean action")
     style = {"width": 0.008, "headwidth": 3.5, "headlength": 3.5, "headaxislength": 3.5, "zorder": 3}
     for j in range(0, len(r), 10):
         colour = ORANGE if j == here else BLUE
@@ -344,16 +342,6 @@ def shrinking_step(
         left.set_title(f"$\\Delta r$ = {d:.0e}, slope {estimate:.3g}")
 
     return animate(figure, draw, len(steps) + 8, fps=6)
-
-
-def near_modes(samples: dict[str, np.ndarray], shares: dict[str, float]) -> None:
-    """Actions (B, 2) as dots, a panel for each kind, with the share of them near a mode."""
-    panels = plt.subplots(1, len(samples), figsize=(12, 3.7), sharex=True, sharey=True)[1]
-    for axes, (name, action), colour in zip(panels, samples.items(), (GREY, BLUE, ORANGE, PINK)):
-        axes.scatter(*action.T, s=6, alpha=0.4, color=colour)
-        axes.set(title=f"{name}\n{shares[name]:.0%} near a mode", xlabel="action 0", aspect="equal", xlim=(-1.1, 1.1))
-    panels[0].set(ylabel="action 1", ylim=(-1.1, 1.1))
-    plt.show()
 
 
 def cost_bars(panels: dict[str, dict[int, dict[str, float]]], logarithmic: int) -> None:
