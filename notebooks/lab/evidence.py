@@ -187,17 +187,17 @@ def text_table_1() -> list[str]:
 
 
 def text_averages() -> list[str]:
-    """Averages over the kinds of data of each task that all systems have, as Markdown; last what each was trained."""
+    """Averages over the kinds of data of each task that all systems have, as Markdown; and what each was trained."""
     found, ratios = table_1(), time_of_a_step()
     done = cells_done(found)
     steps = {s: max(x) for (cell, s, _), x in curves("table1").items() if cell in sum(done.values(), [])}
     lines = [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
+    lines.append(f"| training steps | | {' | '.join(f'{steps[s]:,}' for s in NAMES)} |")
     for env, cells in done.items():
         texts = [with_spread(average([found[cell, s] for cell in cells])) for s in NAMES]
         level = statistics.mean(DATA_RETURNS[cell] for cell in cells)
         lines.append(f"| `{env}`, {named(env, cells)} | {level:,.0f} | {' | '.join(texts)} |")
-    lines.append(f"| training steps | | {' | '.join(f'{steps[s]:,}' for s in NAMES)} |")
-    return [*lines, f"| time of a step | | {' | '.join(f'x {ratios[s]:.2f}' for s in NAMES)} |"]
+    return [*lines, f"| time of a training step | | {' | '.join(f'x {ratios[s]:.2f}' for s in NAMES)} |"]
 
 
 def time_of_a_step() -> dict[str, float]:

@@ -143,9 +143,9 @@ def test_averages_and_differences_at_equal_steps_and_equal_time(tmp_path, monkey
     data.write_csv(tmp_path / "benchmark.csv", figures)
     averages = "| `world`, World | 44 | 252 ± 1 | 252 ± 1 | 502 ± 1 | 377 ± 1 | 252 ± 1 | 127 ± 1 |"
     assert evidence.text_averages()[2:] == [
-        averages,
         "| training steps | | 2,500 | 2,500 | 2,500 | 2,500 | 2,500 | 2,500 |",
-        "| time of a step | | x 1.00 | x 1.00 | x 2.00 | x 3.00 | x 1.00 | x 0.20 |",
+        averages,
+        "| time of a training step | | x 1.00 | x 1.00 | x 2.00 | x 3.00 | x 1.00 | x 0.20 |",
     ]
     assert evidence.text_differences()[2:] == [
         "| World | +0.0 ± 0.0 | -250.0 ± 0.0* | -125.0 ± 0.0* | +0.0 ± 0.0 | +125.0 ± 0.0* |",
