@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -162,12 +163,16 @@ def finite_difference(
     return (ahead - u) / delta_r
 
 
+one_at_a_time = threading.Lock()  # PyTorch's forward mode has one state for all threads
+
+
 @torch.no_grad()
 def exact_derivative(
     policy: Callable[..., Tensor], obs: Tensor, a_r: Tensor, r: Tensor, t: Tensor, v: Tensor, u: Tensor
 ) -> Tensor:
     """The exact one, as one forward-mode product: no Jacobian."""
-    return torch.func.jvp(lambda a, s: policy(obs, a, s, t), (a_r, r), (v, torch.ones_like(r)))[1]
+    with one_at_a_time:
+        return torch.func.jvp(lambda a, s: policy(obs, a, s, t), (a_r, r), (v, torch.ones_like(r)))[1]
 
 
 def in_float64(derivative: Callable[..., Tensor]) -> Callable[..., Tensor]:
