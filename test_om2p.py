@@ -294,9 +294,12 @@ def test_table_and_presets_are_the_papers():
     ):
         paper = Config.of(*cell.split("/"), preset="paper")
         assert (paper.eta, paper.xi) == om2p.TABLE_3[cell] == (eta, xi)
-    assert (paper.times, paper.delta_r, paper.candidates) == ("coupled", 1e-12, 1)
-    assert (paper.q_scale, paper.q_start) == ("none", "noise")
-    assert (paper.hidden_dim, paper.batch_size, paper.gamma, paper.rho) == (512, 256, 0.99, 0.005)
+    assert (paper.times, paper.delta_r, paper.q_scale, paper.q_start) == ("coupled", 1e-12, "none", "noise")
+    assert (paper.candidates, paper.act_noise, paper.hidden_dim, paper.learning_rate) == (1, 1.0, 512, 3e-4)
+    assert (paper.batch_size, paper.gamma, paper.rho) == (256, 0.99, 0.005)
+    ours = Config.of("world", "expert")  # as README says
+    assert (ours.times, ours.equal_share, ours.xi, ours.delta_r) == ("ordered", 0.5, om2p.UNIFORM, 1e-3)
+    assert (ours.q_scale, ours.q_start, ours.candidates, ours.steps) == ("gradient", "path", 8, 5000)
 
 
 def test_settings_come_in_three_layers():
@@ -390,7 +393,7 @@ def test_the_averaged_networks_act_with_scaled_noise(device):
 
 def test_of_several_candidates_the_critics_best_is_taken(device):
     """With Q(o, a) = -|a - 0.5|^2 that is the one nearest to 0.5, at every observation."""
-    a, obs, noise = agent(device, act_noise=1.0), normal(50, 5, device=device), normal(50, 5, 2, device=device)
+    a, obs, noise = agent(device), normal(50, 5, device=device), normal(50, 5, 2, device=device)
     critic = nn.Module()
     critic.forward = lambda obs, action: -(action - 0.5).square().sum(1, keepdim=True)
     a.target_critics = nn.ModuleList([critic, critic])
@@ -536,7 +539,7 @@ def test_gif_has_a_frame_for_every_step(whole_run):
     assert (first != last).any()
 
 
-def test_the_cheetah_is_drawn_in_view():
+def test_the_cheetah_is_drawn_in_view(tmp_path):
     from matplotlib.figure import Figure
 
     cheetah, axes = envs.make_env("halfcheetah"), Figure().add_subplot()
@@ -548,6 +551,9 @@ def test_the_cheetah_is_drawn_in_view():
     assert 0 < outlines[..., 1].min() < 0.3  # starts just above the ground
     assert outlines[4].mean(0)[0] < outlines[7].mean(0)[0]  # the back foot is behind the front one
     assert all(axes.viewLim.contains(x, z) for x, z in outlines.reshape(-1, 2))
+    cheetah.episode_steps = 2
+    envs.save_gif([Agent(6, 3, Config(hidden_dim=8))] * 2, cheetah, tmp_path / "a.gif", seed=0)
+    assert os.listdir(tmp_path) == ["a.gif"]
 
 
 # -------------------- anyone's own environment

@@ -100,7 +100,7 @@ def clouds(named: dict[str, Tensor], limit: float, width: float = 3.3) -> None:
     """A panel for each set of actions: noise and data in grey, flow matching in orange, mean flow in blue."""
     figure, panels = plt.subplots(1, len(named), figsize=(width * len(named), width + 0.3), squeeze=False)
     for axes, (title, actions) in zip(panels[0], named.items()):
-        axes.scatter(*actions.T, s=3, color={"nois": GREY, "data": GREY, "flow": ORANGE}.get(title[:4], BLUE))
+        axes.scatter(*actions.T, s=3, color={"noise": GREY, "data": GREY, "flow": ORANGE}.get(title.split()[0], BLUE))
         action_axes(axes, title, limit)
         axes.label_outer()
 
@@ -389,7 +389,7 @@ def task_and_data(world: Any, colours: dict[str, str], returns: Tensor, low: flo
     middle.legend(fontsize=10, loc="lower center", bbox_to_anchor=(0.5, 1))
     *_, image = right.hist2d(*actions.T, bins=50, cmap="cividis", norm="log")
     figure.colorbar(image, label="transitions")
-    right.set(xlabel="action 0", ylabel="action 1", title="actions of agent 0", aspect="equal")
+    right.set(xlabel="push along x", ylabel="push along y", title="actions of agent 0", aspect="equal")
     plt.show()
 
 

@@ -106,6 +106,11 @@ def test_omars_search_finds_better_actions():
     assert (after <= before + 1e-6).all() and after.mean() < 0.35 * before.mean()
 
 
+def test_sfbc_weights_candidates_by_softmax_of_q():
+    _, q, weights = make("ma-sfbc", alpha=2.0).sample(torch.randn(5, 3), 4, None)
+    torch.testing.assert_close(weights, torch.softmax(2.0 * q / q.abs().mean(), 1))
+
+
 def test_one_command_trains_a_baseline(tmp_path, monkeypatch, capsys):
     """The folder's name says which; its settings are the algorithm's, then what was given; a mistake is one line."""
     monkeypatch.chdir(tmp_path)

@@ -110,7 +110,7 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
     claimed = evidence.text_claims()
     assert "| World: OM2P above MA-FQL | above | +5.0 ± 0.0 | yes |" in claimed  # MA-FQL 117 + 20 / 4
     assert "| World, expert: weight of Q 1000 above 0.1 | above | -9.0 ± 0.0 | no |" in claimed
-    assert "| World: OM2P over OMAR | x 2.47 | x 1.19 | in part |" in claimed and len(claimed) == 2 + 36
+    assert "| World: OM2P over OMAR | x 2.47 | x 1.19 | in part |" in claimed and len(claimed) == 2 + 35
     assert "127 ± 1 (203.1)" in evidence.text_table_1()[2]
     alone = "\n".join(evidence.text_ablations())
     assert alone.count("-40.0 ± 0.0*") == 3 and alone.count("+0.0 ± 0.0") == 17  # HalfCheetah has one less
