@@ -304,7 +304,7 @@ def draw_long(figure: Figure) -> None:
 
 def costs() -> dict[str, tuple[float, float]]:
     """Seconds of 10,000 steps, and megabytes, by system."""
-    rows = {row["system"].replace("@5c7f10a", ""): row for row in table(RESULTS / "table_2.csv")}
+    rows = {row["system"]: row for row in table(RESULTS / "table_2.csv")}
     return {s: (float(row["seconds_per_10000_steps"]), float(row["megabytes"])) for s, row in rows.items()}
 
 
