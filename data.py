@@ -403,8 +403,8 @@ def make(
 
 
 def check_npz(path: Path) -> None:
-    """Raise ValueError unless `path` is named .npz, in a folder that exists."""
-    if path.suffix != ".npz" or not path.parent.is_dir():
+    """Raise ValueError unless a `.npz` can be written there."""
+    if path.suffix != ".npz" or not path.parent.is_dir() or path.is_dir():
         raise ValueError(f"{path}: a data file is named .npz, and lies in a folder that exists")
 
 
@@ -703,7 +703,7 @@ class RunFolder:
         state = load_checkpoint(self.path)
         if state["step"] > self.config["steps"]:
             raise ValueError(f"--steps {self.config['steps']}: the run in {self.path} has made {state['step']} already")
-        if any(state.get(k) != self.data[k] for k in ("device", "checksum")):
+        if any(state.get(k) != self.data[k] for k in ("sizes", "meta", "device", "checksum")):
             raise ValueError(f"{self.path} began with other data than {self.config['data']}, or on another device")
         for agent, saved in zip(self.agents, state["agents"]):
             agent.load_state_dict(saved)

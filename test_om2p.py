@@ -797,6 +797,7 @@ def test_training_on_ones_own_environment(own_task, capsys):
 
 def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
     own = ["collect", "--env", "task:make", "--transitions", "50", "--out", "own.npz"]
+    os.mkdir("folder.npz")
     for line, options in {
         "(2, 3)": [*own, "--policy", "task:wide"],
         "playing task:none failed (TypeError": [*own, "--policy", "task:none"],
@@ -805,7 +806,8 @@ def test_mistakes_around_ones_own_environment_end_in_one_line(own_task, capsys):
         "playing task:fail failed (task.py, line": [*own, "--policy", "task:fail"],
         "nothing to play": ["collect", "--env", "none"],
         "leave it out": ["collect", "--env", "tag", "--policy", "task:act"],
-        "a data file is named .npz": [*own[:-1], "own"],
+        "own: a data file is named .npz": [*own[:-1], "own"],
+        "folder.npz: a data file is named .npz": [*own[:-1], "folder.npz"],
     }.items():
         assert line in refused(capsys, data.main, *options)
     assert "data.py collect --env task:make" in refused(capsys, om2p.main, "--env", "task:make", "--data", "own.npz")
@@ -1354,13 +1356,15 @@ def change_checkpoint(run: Path, **changes) -> None:
     torch.save(torch.load(run / "checkpoint.pt", weights_only=True) | changes, run / "checkpoint.pt")
 
 
-def test_a_run_is_scored_anywhere_but_goes_on_with_its_device_only(copied_run, device, capsys):
+def test_a_run_is_scored_anywhere_but_goes_on_with_its_data_and_device_only(copied_run, device, capsys):
     """No CPU can continue the random streams of a GPU."""
-    change_checkpoint(copied_run, device="elsewhere")
-    assert "on another device" in refused(capsys, om2p.main, "--resume", copied_run)
-    assert om2p.main(["--evaluate", str(copied_run), "--episodes", "3"]) == 0
-    out, last = capsys.readouterr().out, metrics(copied_run)[-1]  # on the CPU, with other noise than that of a GPU
-    assert f"{float(last['return']):.1f} +- {float(last['return_std']):.1f}" in out or device == "cuda"
+    state, last = torch.load(copied_run / "checkpoint.pt", weights_only=True), metrics(copied_run)[-1]
+    for changes in ({"meta": state["meta"] | {"mean_return": 0.5}}, {"device": "elsewhere"}):
+        change_checkpoint(copied_run, **state | changes)
+        assert "other data" in refused(capsys, om2p.main, "--resume", copied_run)
+        assert om2p.main(["--evaluate", str(copied_run), "--episodes", "3"]) == 0
+        out = capsys.readouterr().out  # on the CPU, with other random numbers than those of a GPU
+        assert f"{float(last['return']):.1f} +- {float(last['return_std']):.1f}" in out or device == "cuda"
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(copied_run, tmp_path, capsys):

@@ -484,11 +484,9 @@ def films(world: Any, plays: dict[str, tuple[Tensor, Tensor]]) -> object:
                 axes.clear()
                 field(world, axes, episode)
                 team = places[frame, episode, : world.num_agents]
-                inside = team.clamp(-1.22, 1.22)
-                axes.plot(*inside[team.abs().amax(1) > 1.3].T, "o", color=BLUE, mfc="none", ms=10, mew=2)
-                axes.text(
-                    *inside[0], "0", color=BLUE if team[0].abs().max() > 1.3 else "white", ha="center", va="center"
-                )
+                inside, away = team.clamp(-1.22, 1.22), team.abs().amax(1) > 1.3
+                axes.plot(*inside[away].T, "o", color=BLUE, mfc="none", ms=10, mew=2)
+                axes.text(*inside[0], "0", color=BLUE if away[0] else "white", ha="center", va="center")
                 axes.add_patch(plt.Rectangle((-1, -1), 2, 2, fill=False, color=GREY, ls=":", zorder=0))
                 axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
                 axes.spines[:].set_visible(True)

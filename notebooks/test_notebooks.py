@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 
 PICTURES = sorted(Path(__file__).parent.glob("pictures/*.png"))
 LESSONS = sorted(Path(__file__).parent.glob("0*.ipynb"))
+BLANK = re.compile(r"^( *)(return|\w+ =) None.*$", re.MULTILINE)  # what an exercise asks to replace
 
 
 def solve(notebook: nbformat.NotebookNode) -> set[int]:
@@ -26,11 +27,11 @@ def solve(notebook: nbformat.NotebookNode) -> set[int]:
     for k, (text, exercise) in enumerate(zip(notebook.cells, notebook.cells[1:]), 1):
         *_, folded = text.source.partition("<summary>Solution</summary>")
         for answer in re.findall(r"```python\n(.*?)```", folded, re.DOTALL):
-            blank = re.search(r"^( *)(return|\w+ =) None.*$", exercise.source, re.MULTILINE)
+            blank = BLANK.search(exercise.source)
             exercise.source = exercise.source.replace(blank[0], textwrap.indent(answer, blank[1]), 1)
             changed.add(k)
     code = (cell.source for cell in notebook.cells if cell.cell_type == "code")
-    assert not any(re.search(r"^ *(return|\w+ =) None", text, re.MULTILINE) for text in code), "without a solution"
+    assert not any(map(BLANK.search, code)), "without a solution"
     return changed
 
 

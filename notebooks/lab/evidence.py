@@ -2,7 +2,7 @@
 
     python notebooks/lab/evidence.py     # draws the pictures and writes the tables of README.md here and above
 
-Rows of a system such as om2p@5c7f10a are read as om2p's.
+Rows of a system such as om2p-paper@5c7f10a are read as om2p-paper's.
 """
 
 from __future__ import annotations
