@@ -1249,11 +1249,11 @@ def test_training_is_algorithm_1_whatever_is_evaluated_on_the_way(few, tmp_path,
 
 
 def test_om2p_beats_its_data(tmp_path, expert, device, no_gif):
-    """On 25,000 expert transitions it plays as well as the data within a minute."""
-    options = {"steps": 500, "hidden_dim": 64, "hidden_layers": 2, "final_episodes": 200, "eval_every": 500}
-    options |= {"data": str(expert), "out": str(tmp_path / "run"), "learning_rate": 1e-3, "rho": 0.02, "device": device}
+    """25,000 expert transitions (79) and 500 steps are enough: seeds 0 to 3 end at 102 to 106, cloning at 78 to 82."""
+    options = {"steps": 500, "hidden_dim": 64, "hidden_layers": 2, "final_episodes": 200, "eval_every": 500, "eta": 1.0}
+    options |= {"data": str(expert), "out": str(tmp_path / "run"), "learning_rate": 3e-3, "rho": 0.02, "device": device}
     _, last = om2p.train(Config.of("world", "expert", **options))
-    assert last["return"] > 0.9 * data.Dataset.load(expert).meta["mean_return"]
+    assert last["return"] > 1.15 * data.Dataset.load(expert).meta["mean_return"]
 
 
 REFUSED = {

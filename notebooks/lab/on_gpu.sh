@@ -14,8 +14,7 @@ if [ -d .whl ]; then
 fi
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$out/card.csv"
 # timed first, while nothing else runs
-python3 notebooks/lab/benchmark.py --table 2 --steps 300 --device cuda --out "$out" \
-    --only om2p om2p-paper "om2p-paper, torch.func.jvp" ma-fql
+python3 notebooks/lab/benchmark.py --table 2 --steps 500 --device cuda --out "$out"
 export OMP_NUM_THREADS=2
 timeout 300 python3 -m pytest -q -p no:cacheprovider -k "cuda or gpu" test_om2p.py >"$out/tests.txt" 2>&1 &
 work=$(mktemp -d)
