@@ -302,21 +302,23 @@ def draw_long(figure: Figure) -> None:
 # -------------------- Table 2
 
 
-def costs() -> dict[str, tuple[float, float]]:
-    """Seconds of 10,000 steps, and megabytes, by system."""
-    rows = {row["system"]: row for row in table(RESULTS / "table_2.csv")}
+def costs(place: str = "") -> dict[str, tuple[float, float]]:
+    """Seconds of 10,000 steps, and megabytes, by system; place "gpu": on a GPU."""
+    rows = {row["system"]: row for row in table(RESULTS / place / "table_2.csv")}
     return {s: (float(row["seconds_per_10000_steps"]), float(row["megabytes"])) for s, row in rows.items()}
 
 
 def text_table_2() -> list[str]:
     """Time and memory of every system, and over those of OM2P as published (the paper's in brackets), as Markdown."""
-    lines = ["| | seconds | over OM2P | MB | over OM2P |", "|---" * 5 + "|"]
-    ours = costs()
-    for system, figures in ours.items():
+    lines = ["| | seconds on a CPU | over OM2P | on a GPU | over OM2P | MB | over OM2P |", "|---" * 7 + "|"]
+    ours, on_gpu = costs(), costs("gpu")
+    for system in ours:
         name, comma, way = system.partition(",")
-        line, paper = f"| {NAMES[name]}{comma}{way}", TABLE_2.get(system, (None, None))
-        for own, base, theirs, theirs_base in zip(figures, ours[PAPERS], paper, TABLE_2[PAPERS]):
-            line += f" | {own:.0f} | {own / base:.2f}" + (f" ({theirs / theirs_base:.2f})" if theirs else "")
+        line = f"| {NAMES[name]}{comma}{way}"
+        for figures, k in ((ours, 0), (on_gpu, 0), (ours, 1)):
+            line += f" | {figures[system][k]:.0f} | {figures[system][k] / figures[PAPERS][k]:.2f}"
+            if system in TABLE_2:
+                line += f" ({TABLE_2[system][k] / TABLE_2[PAPERS][k]:.2f})"
         lines.append(f"{line} |")
     return lines
 
@@ -447,13 +449,16 @@ def claims() -> list[Claim]:
         rows.append(
             ratio_claim("{}, {}: OM2P over its data".format(TASKS[(c := cell.split("/"))[0]], c[1]), times, over)
         )
-    ours = costs()
-    for k, what in enumerate(("time", "memory")):
+    for what, k, ours in (
+        ("time of training on a CPU", 0, costs()),
+        ("time of training on a GPU", 0, costs("gpu")),
+        ("memory of training", 1, costs()),
+    ):
         for s, paper in TABLE_2.items():
             if s != PAPERS:
                 times = ours[s][k] / ours[PAPERS][k]
                 name = NAMES.get(s, "exact gradients, as a full Jacobian")
-                rows.append(ratio_claim(f"{what} of training, {name} over OM2P", paper[k] / TABLE_2[PAPERS][k], times))
+                rows.append(ratio_claim(f"{what}, {name} over OM2P", paper[k] / TABLE_2[PAPERS][k], times))
     last = {name: finals(name) for name in ("figure2", "figure3", "figure4")}
     beta, uniform = (last["figure2"]["world/expert", PAPERS, options] for options in CLONING.values())
     rows.append(order_claim("World, expert: cloning with Beta(6, 6) times above uniform ones", beta, uniform))

@@ -106,11 +106,13 @@ def test_pictures_and_verdicts_of_whole_grids(tmp_path, monkeypatch):
         assert sum(axes.has_data() for axes in figure.axes) == panels
         # a curve for each way to clone, and the data's return; a point for each step
         assert name != "figure2" or [len(axes.lines) for axes in figure.axes] == [3, 8 * 3 + 1]
-    (tmp_path / "table_2.csv").write_text((reproduce.RESULTS / "table_2.csv").read_text())
+    (tmp_path / "gpu").mkdir()
+    for name in ("table_2.csv", "gpu/table_2.csv"):
+        (tmp_path / name).write_text((reproduce.RESULTS / name).read_text())
     claimed = evidence.text_claims()
     assert "| World: OM2P above MA-FQL | above | +5.0 ± 0.0 | yes |" in claimed  # MA-FQL 117 + 20 / 4
     assert "| World, expert: weight of Q 1000 above 0.1 | above | -9.0 ± 0.0 | no |" in claimed
-    assert "| World: OM2P over OMAR | x 2.47 | x 1.19 | in part |" in claimed and len(claimed) == 2 + 35
+    assert "| World: OM2P over OMAR | x 2.47 | x 1.19 | in part |" in claimed and len(claimed) == 2 + 38
     assert "127 ± 1 (203.1)" in evidence.text_table_1()[2]
     alone = "\n".join(evidence.text_ablations())
     assert alone.count("-40.0 ± 0.0*") == 3 and alone.count("+0.0 ± 0.0") == 17  # HalfCheetah has one less
