@@ -302,23 +302,32 @@ def draw_long(figure: Figure) -> None:
 # -------------------- Table 2
 
 
-def costs(place: str = "") -> dict[str, tuple[float, float]]:
-    """Seconds of 10,000 steps, and megabytes, by system; place "gpu": on a GPU."""
-    rows = {row["system"]: row for row in table(RESULTS / place / "table_2.csv")}
-    return {s: (float(row["seconds_per_10000_steps"]), float(row["megabytes"])) for s, row in rows.items()}
+def costs() -> list[tuple[str, dict[str, float], dict[str, float]]]:
+    """What is compared, ours and the paper's by system: seconds of 10,000 steps on a CPU and on a GPU, megabytes."""
+    on_cpu, on_gpu = (
+        {row["system"]: row for row in table(RESULTS / name)} for name in ("table_2.csv", "gpu/table_2.csv")
+    )
+    compared = (
+        ("time of training on a CPU", on_cpu, "seconds_per_10000_steps", 0),
+        ("time of training on a GPU", on_gpu, "seconds_per_10000_steps", 0),
+        ("memory of training", on_cpu, "megabytes", 1),
+    )
+    return [
+        (what, {s: float(row[column]) for s, row in rows.items()}, {s: figures[k] for s, figures in TABLE_2.items()})
+        for what, rows, column, k in compared
+    ]
 
 
 def text_table_2() -> list[str]:
     """Time and memory of every system, and over those of OM2P as published (the paper's in brackets), as Markdown."""
     lines = ["| | seconds on a CPU | over OM2P | on a GPU | over OM2P | MB | over OM2P |", "|---" * 7 + "|"]
-    ours, on_gpu = costs(), costs("gpu")
-    for system in ours:
+    compared = costs()
+    for system in compared[0][1]:
         name, comma, way = system.partition(",")
         line = f"| {NAMES[name]}{comma}{way}"
-        for figures, k in ((ours, 0), (on_gpu, 0), (ours, 1)):
-            line += f" | {figures[system][k]:.0f} | {figures[system][k] / figures[PAPERS][k]:.2f}"
-            if system in TABLE_2:
-                line += f" ({TABLE_2[system][k] / TABLE_2[PAPERS][k]:.2f})"
+        for _, ours, paper in compared:
+            line += f" | {ours[system]:.0f} | {ours[system] / ours[PAPERS]:.2f}"
+            line += f" ({paper[system] / paper[PAPERS]:.2f})" if system in paper else ""
         lines.append(f"{line} |")
     return lines
 
@@ -449,16 +458,11 @@ def claims() -> list[Claim]:
         rows.append(
             ratio_claim("{}, {}: OM2P over its data".format(TASKS[(c := cell.split("/"))[0]], c[1]), times, over)
         )
-    for what, k, ours in (
-        ("time of training on a CPU", 0, costs()),
-        ("time of training on a GPU", 0, costs("gpu")),
-        ("memory of training", 1, costs()),
-    ):
-        for s, paper in TABLE_2.items():
-            if s != PAPERS:
-                times = ours[s][k] / ours[PAPERS][k]
-                name = NAMES.get(s, "exact gradients, as a full Jacobian")
-                rows.append(ratio_claim(f"{what}, {name} over OM2P", paper[k] / TABLE_2[PAPERS][k], times))
+    for what, ours, paper in costs():
+        for s in (s for s in paper if s != PAPERS):
+            name = NAMES.get(s, "exact gradients, as a full Jacobian")
+            ratios = (x[s] / x[PAPERS] for x in (paper, ours))
+            rows.append(ratio_claim(f"{what}, {name} over OM2P", *ratios))
     last = {name: finals(name) for name in ("figure2", "figure3", "figure4")}
     beta, uniform = (last["figure2"]["world/expert", PAPERS, options] for options in CLONING.values())
     rows.append(order_claim("World, expert: cloning with Beta(6, 6) times above uniform ones", beta, uniform))
