@@ -239,8 +239,8 @@ def table_1() -> list[Run]:
 
 
 def length(system: str, cell: str) -> str:
-    """How long a system is trained and how often it is scored: the budget, or four times its steps."""
-    if system in ("bc", "ma-sfbc"):
+    """How long a system is trained and how often it is scored: the budget, or for the two best four times its steps."""
+    if system not in ("om2p", "ma-fql"):
         return ""
     return f"--steps 10000 --eval-every 1000 --eval-episodes {20 if cell.startswith('halfcheetah') else 100}"
 
