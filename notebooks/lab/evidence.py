@@ -1,8 +1,6 @@
 """Tables and figures from results/*.csv: the paper's beside ours, and a verdict for each claim.
 
     python notebooks/lab/evidence.py     # draws the pictures and writes the tables of README.md here and above
-
-Rows of a system such as om2p-paper@5c7f10a are read as om2p-paper's.
 """
 
 from __future__ import annotations
@@ -93,20 +91,12 @@ Key = tuple[str, str, str]  # cell, system, options without those of the budget
 
 
 def curves(name: str, last: str = "0") -> dict[Key, dict[int, BySeed]]:
-    """The returns of a grid's evaluations on the way (last "1": of those at the end), by step and seed.
-
-    ValueError if rows of one system are of two methods.
-    """
+    """The returns of a grid's evaluations on the way (last "1": of those at the end), by step and seed."""
     found: dict[Key, dict[int, BySeed]] = {}
-    rows = table(RESULTS / f"{name}.csv")
-    methods = {row["system"] for row in rows}
-    if len({method.partition("@")[0] for method in methods}) < len(methods):
-        raise ValueError(f"{name}.csv has rows of an earlier method beside new ones: delete the former")
-    for row in rows:
+    for row in table(RESULTS / f"{name}.csv"):
         if row["last"] == last:
             change = re.sub(r"--(steps|eval-every) \d+ ?", "", row["options"])
-            system = row["system"].partition("@")[0]  # without the commit whose method it is
-            by_step = found.setdefault((row["cell"], system, change), {})
+            by_step = found.setdefault((row["cell"], row["system"], change), {})
             by_step.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
     return found
 
