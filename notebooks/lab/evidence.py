@@ -1,6 +1,8 @@
 """Tables and figures from results/*.csv: the paper's beside ours, and a verdict for each claim.
 
-    python notebooks/lab/evidence.py     # draws the pictures and writes the tables of README.md here and above
+    python notebooks/lab/evidence.py
+
+It draws the pictures and writes the tables of README.md here and above.
 """
 
 from __future__ import annotations
