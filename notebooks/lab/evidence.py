@@ -109,8 +109,8 @@ def finals(name: str) -> dict[Key, BySeed]:
 
 
 def mean_and_spread(scores: BySeed) -> tuple[float, float]:
-    """Mean and standard deviation over seeds (0 for one seed)."""
-    return statistics.mean(scores.values()), statistics.stdev(scores.values()) if len(scores) > 1 else 0.0
+    """Mean and standard deviation over seeds."""
+    return statistics.mean(scores.values()), statistics.stdev(scores.values())
 
 
 def average(scores: list[BySeed]) -> BySeed:
@@ -126,7 +126,7 @@ def difference(a: BySeed, b: BySeed) -> tuple[str, str]:
     """
     differences = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
     if len(differences) < 2:
-        return "".join(f"{x:+.0f}" for x in differences) or "-", "not told apart"
+        return "-", "not told apart"
     mean, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
     digits, noise = 1 if error < 1 else 0, scipy.stats.t.ppf(0.975, len(differences) - 1) * error
     word = "above" if mean > noise else "below" if mean < -noise else "not told apart"
@@ -152,18 +152,6 @@ def table_1() -> dict[tuple[str, str], BySeed]:
     return found
 
 
-def cells_done(found: dict[tuple[str, str], BySeed]) -> dict[str, list[str]]:
-    """By task, the cells on which every system has been run, if there are any."""
-    done = {env: [c for c in cells if all((c, s) in found for s in NAMES)] for env, cells in CELLS_OF.items()}
-    return {env: cells for env, cells in done.items() if cells}
-
-
-def named(env: str, cells: list[str]) -> str:
-    """A task, and of which kinds of data if not of all."""
-    kinds = ", ".join(cell.split("/")[1] for cell in cells)
-    return TASKS[env] if cells == CELLS_OF[env] else f"{TASKS[env]} ({kinds})"
-
-
 def text_table_1() -> list[str]:
     """Ours beside the paper's (in brackets), a row of a Markdown table for each cell."""
     found, lines = table_1(), [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
@@ -171,24 +159,22 @@ def text_table_1() -> list[str]:
         env, quality = cell.split("/")
         line = f"| {TASKS[env]}, {quality} | {level:.0f}"
         for system in NAMES:
-            by_seed = found.get((cell, system))
-            line += f" | {with_spread(by_seed)}" if by_seed else " | -"
+            line += f" | {with_spread(found[cell, system])}"
             line += f" ({PAPER[cell, system]:g})" if (cell, system) in PAPER else ""
         lines.append(f"{line} |")
     return lines
 
 
 def text_averages() -> list[str]:
-    """Averages over the kinds of data of each task that all systems have, and their steps, as Markdown."""
+    """Averages over the kinds of data of each task, and each system's steps, as Markdown."""
     found, ratios = table_1(), time_of_a_step()
-    done = cells_done(found)
-    steps = {s: max(x) for (cell, s, _), x in curves("table1").items() if cell in sum(done.values(), [])}
+    steps = {s: max(x) for (_, s, _), x in curves("table1").items()}
     lines = [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
     lines.append(f"| training steps | | {' | '.join(f'{steps[s]:,}' for s in NAMES)} |")
-    for env, cells in done.items():
+    for env, cells in CELLS_OF.items():
         texts = [with_spread(average([found[cell, s] for cell in cells])) for s in NAMES]
         level = statistics.mean(DATA_RETURNS[cell] for cell in cells)
-        lines.append(f"| `{env}`, {named(env, cells)} | {level:,.0f} | {' | '.join(texts)} |")
+        lines.append(f"| `{env}`, {TASKS[env]} | {level:,.0f} | {' | '.join(texts)} |")
     return [*lines, f"| time of a training step | | {' | '.join(f'x {ratios[s]:.2f}' for s in NAMES)} |"]
 
 
@@ -199,9 +185,8 @@ def time_of_a_step() -> dict[str, float]:
 
 
 def with_spread(scores: BySeed) -> str:
-    """Mean and standard deviation over seeds; of one seed the mean alone."""
-    mean, spread = mean_and_spread(scores)
-    return f"{mean:,.0f} ± {spread:.0f}" if len(scores) > 1 else f"{mean:,.0f}"
+    """Mean and standard deviation over seeds, as text."""
+    return "{:,.0f} ± {:.0f}".format(*mean_and_spread(scores))
 
 
 def text_differences() -> list[str]:
@@ -210,10 +195,10 @@ def text_differences() -> list[str]:
     The second row of a task is at equal training time: OM2P at its end, a slower system after as many steps as it makes
     by then.
     """
-    found, ratios, others = table_1(), time_of_a_step(), [s for s in NAMES if s != OURS]
+    ratios, others = time_of_a_step(), [s for s in NAMES if s != OURS]
     along = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
     lines = [f"| {OURS_NAME} minus | {' | '.join(NAMES[s] for s in others)} |", "|---" * (len(others) + 1) + "|"]
-    for env, cells in cells_done(found).items():
+    for env, cells in CELLS_OF.items():
         end = max(along[cells[0], OURS])
         ours = average([along[cell, OURS][end] for cell in cells])
         steps, time = ([starred(*at_equal_steps(cells, s)) for s in others], ["-"] * len(others))
@@ -221,7 +206,7 @@ def text_differences() -> list[str]:
             step, their_curves = end / ratios[s], [along[cell, s] for cell in cells]
             if ratios[s] > 1 and all(max(by_step) >= step for by_step in their_curves):
                 time[k] = starred(ours, average([at_step(by_step, step) for by_step in their_curves]))
-        lines += [f"| {named(env, cells)} | {' | '.join(steps)} |", f"| at equal time | {' | '.join(time)} |"]
+        lines += [f"| {TASKS[env]} | {' | '.join(steps)} |", f"| at equal time | {' | '.join(time)} |"]
     return lines
 
 
@@ -279,7 +264,7 @@ def draw_long(figure: Figure) -> None:
     found = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
     for axes, (env, cells) in zip(figure.subplots(1, 4).flat, CELLS_OF.items()):
         for system in NAMES:
-            by_step = found.get((cells[-1], system), {})
+            by_step = found[cells[-1], system]
             for seed in {seed for by_seed in by_step.values() for seed in by_seed}:
                 points = [(step, by_seed[seed]) for step, by_seed in sorted(by_step.items()) if seed in by_seed]
                 axes.plot(*zip(*points), color=COLOURS[system], label=NAMES[system])
@@ -436,16 +421,14 @@ def order_claim(what: str, a: BySeed, b: BySeed, equal: bool = False) -> Claim:
 def claims() -> list[Claim]:
     """Those of Tables 1 and 2 and of Figures 2 to 4, the latter with the paper's settings."""
     found, rows = table_1(), []
-    for env, cells in cells_done(found).items():
+    for env, cells in CELLS_OF.items():
         paper = {s: statistics.mean(PAPER[cell, s] for cell in cells) for s in TABLE_1[env]}
         if paper[OURS] > paper["ma-fql"]:
-            rows.append(order_claim(f"{named(env, cells)}: OM2P above MA-FQL", *at_equal_steps(cells, "ma-fql")))
+            rows.append(order_claim(f"{TASKS[env]}: OM2P above MA-FQL", *at_equal_steps(cells, "ma-fql")))
         for s in ("omar", "ma-sfbc"):
             ours, theirs = (mean_and_spread(x)[0] for x in at_equal_steps(cells, s))
-            rows.append(
-                ratio_claim(f"{named(env, cells)}: OM2P over {NAMES[s]}", paper[OURS] / paper[s], ours / theirs)
-            )
-    for cell, times in ((cell, times) for cell, times in OVER_DATA.items() if (cell, OURS) in found):
+            rows.append(ratio_claim(f"{TASKS[env]}: OM2P over {NAMES[s]}", paper[OURS] / paper[s], ours / theirs))
+    for cell, times in OVER_DATA.items():
         over = mean_and_spread(found[cell, OURS])[0] / DATA_RETURNS[cell]
         rows.append(
             ratio_claim("{}, {}: OM2P over its data".format(TASKS[(c := cell.split("/"))[0]], c[1]), times, over)
