@@ -109,8 +109,8 @@ def finals(name: str) -> dict[Key, BySeed]:
 
 
 def mean_and_spread(scores: BySeed) -> tuple[float, float]:
-    """Mean and standard deviation over seeds."""
-    return statistics.mean(scores.values()), statistics.stdev(scores.values())
+    """Mean and standard deviation over seeds (0 for one seed)."""
+    return statistics.mean(scores.values()), statistics.stdev(scores.values()) if len(scores) > 1 else 0.0
 
 
 def average(scores: list[BySeed]) -> BySeed:
@@ -126,7 +126,7 @@ def difference(a: BySeed, b: BySeed) -> tuple[str, str]:
     """
     differences = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
     if len(differences) < 2:
-        return "-", "not told apart"
+        return "".join(f"{x:+.0f}" for x in differences) or "-", "not told apart"
     mean, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
     digits, noise = 1 if error < 1 else 0, scipy.stats.t.ppf(0.975, len(differences) - 1) * error
     word = "above" if mean > noise else "below" if mean < -noise else "not told apart"
@@ -152,6 +152,11 @@ def table_1() -> dict[tuple[str, str], BySeed]:
     return found
 
 
+def on_the_way() -> dict[tuple[str, str], dict[int, BySeed]]:
+    """The returns of Table 1's evaluations on the way, by cell and system, then by step."""
+    return {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
+
+
 def text_table_1() -> list[str]:
     """Ours beside the paper's (in brackets), a row of a Markdown table for each cell."""
     found, lines = table_1(), [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
@@ -168,7 +173,7 @@ def text_table_1() -> list[str]:
 def text_averages() -> list[str]:
     """Averages over the kinds of data of each task, and each system's steps, as Markdown."""
     found, ratios = table_1(), time_of_a_step()
-    steps = {s: max(x) for (_, s, _), x in curves("table1").items()}
+    steps = {s: max(by_step) for (_, s), by_step in on_the_way().items()}
     lines = [f"| | data | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 2) + "|"]
     lines.append(f"| training steps | | {' | '.join(f'{steps[s]:,}' for s in NAMES)} |")
     for env, cells in CELLS_OF.items():
@@ -185,8 +190,9 @@ def time_of_a_step() -> dict[str, float]:
 
 
 def with_spread(scores: BySeed) -> str:
-    """Mean and standard deviation over seeds, as text."""
-    return "{:,.0f} ± {:.0f}".format(*mean_and_spread(scores))
+    """Mean and standard deviation over seeds; of one seed the mean alone."""
+    mean, spread = mean_and_spread(scores)
+    return f"{mean:,.0f} ± {spread:.0f}" if len(scores) > 1 else f"{mean:,.0f}"
 
 
 def text_differences() -> list[str]:
@@ -195,8 +201,7 @@ def text_differences() -> list[str]:
     The second row of a task is at equal training time: OM2P at its end, a slower system after as many steps as it makes
     by then.
     """
-    ratios, others = time_of_a_step(), [s for s in NAMES if s != OURS]
-    along = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
+    along, ratios, others = on_the_way(), time_of_a_step(), [s for s in NAMES if s != OURS]
     lines = [f"| {OURS_NAME} minus | {' | '.join(NAMES[s] for s in others)} |", "|---" * (len(others) + 1) + "|"]
     for env, cells in CELLS_OF.items():
         end = max(along[cells[0], OURS])
@@ -213,7 +218,7 @@ def text_differences() -> list[str]:
 def at_equal_steps(cells: list[str], system: str) -> tuple[BySeed, BySeed]:
     """Averages over cells of OM2P and of another system: what made fewer steps at its end, the other on its way."""
     found, pair = table_1(), (OURS, system)
-    along = {(cell, s): by_step for (cell, s, _), by_step in curves("table1").items() if cell in cells and s in pair}
+    along = {key: by_step for key, by_step in on_the_way().items() if key[0] in cells and key[1] in pair}
     last = min(max(by_step) for by_step in along.values())
     scores = {key: found[key] if max(by_step) == last else at_step(by_step, last) for key, by_step in along.items()}
     ours, theirs = (average([scores[cell, s] for cell in cells]) for s in pair)
@@ -261,7 +266,7 @@ def draw_table_1(figure: Figure) -> None:
 
 def draw_long(figure: Figure) -> None:
     """Learning curves on expert data, a line for each seed; levels: the data, and the paper's OM2P."""
-    found = {(cell, system): by_step for (cell, system, _), by_step in curves("table1").items()}
+    found = on_the_way()
     for axes, (env, cells) in zip(figure.subplots(1, 4).flat, CELLS_OF.items()):
         for system in NAMES:
             by_step = found[cells[-1], system]
@@ -429,10 +434,9 @@ def claims() -> list[Claim]:
             ours, theirs = (mean_and_spread(x)[0] for x in at_equal_steps(cells, s))
             rows.append(ratio_claim(f"{TASKS[env]}: OM2P over {NAMES[s]}", paper[OURS] / paper[s], ours / theirs))
     for cell, times in OVER_DATA.items():
+        env, quality = cell.split("/")
         over = mean_and_spread(found[cell, OURS])[0] / DATA_RETURNS[cell]
-        rows.append(
-            ratio_claim("{}, {}: OM2P over its data".format(TASKS[(c := cell.split("/"))[0]], c[1]), times, over)
-        )
+        rows.append(ratio_claim(f"{TASKS[env]}, {quality}: OM2P over its data", times, over))
     for what, ours, paper in costs():
         for s in (s for s in paper if s != PAPERS):
             name = NAMES.get(s, "exact gradients, as a full Jacobian")

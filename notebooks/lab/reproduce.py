@@ -8,7 +8,7 @@
 Every run is one command (`om2p.py` or `baselines.py`) in a process with one thread, as many at once as there are cores.
 As it ends, its evaluations are added to `results/GRID.csv`: a row each, with command, seed, version and machine. A run
 that stands there is skipped, so a grid can be stopped at any time and goes on where it was. Rows of a system such as
-om2p@b4cb085 are of the method at that commit. `evidence.py` draws and judges what is there. Table 2 is timed, one
+om2p@b4cb085 are of the method at that commit. `evidence.py` draws and judges whole grids. Table 2 is timed, one
 system after the other: `benchmark.py --table 2`.
 
 The other programs here read, write and draw with its functions.
@@ -239,7 +239,7 @@ def table_1() -> list[Run]:
 
 
 def length(system: str, cell: str) -> str:
-    """How long a system is trained and how often it is scored: the budget, or for the two best four times its steps."""
+    """How long a system is trained and how often it is scored: the budget; OM2P and MA-FQL four times its steps."""
     if system not in ("om2p", "ma-fql"):
         return ""
     return f"--steps 10000 --eval-every 1000 --eval-episodes {20 if cell.startswith('halfcheetah') else 100}"
