@@ -274,10 +274,10 @@ class Behaviour:
         return act
 
 
-def mean_return(act: Callable[[Tensor], Tensor], env: Env, episodes: int | None = None, seed: int = 0) -> float:
+def mean_return(act: Callable[[Tensor], Tensor], env: Env) -> float:
     """Mean undiscounted return of the team over fresh episodes: 1,000, or 20 where they are long."""
-    episodes = episodes or (1000 if isinstance(env, ParticleWorld) else 20)
-    return returns_of(act, env, episodes, torch.Generator().manual_seed(seed)).mean().item()
+    episodes = 1000 if isinstance(env, ParticleWorld) else 20
+    return returns_of(act, env, episodes, torch.Generator().manual_seed(0)).mean().item()
 
 
 def random_actions(env: Env, seed: int = 0) -> Callable[[Tensor], Tensor]:
@@ -409,7 +409,7 @@ def check_npz(path: Path) -> None:
 
 
 def load_or_make(path: str | Path, env_name: str) -> Dataset:
-    """Load a data file or a folder; if there is none, make the quality that the name ends in."""
+    """Load a data file or a folder; a missing QUALITY.npz or ENV-QUALITY.npz is made."""
     check_name(env_name)
     path = Path(path)
     if path.exists():
@@ -456,8 +456,8 @@ def adopt(
     path: str | Path,
     arrays: dict[str, np.ndarray],
     env_name: str,
-    quality: str | None = None,
-    prey: str | Path | None = None,
+    quality: str | None,
+    prey: str | Path | None,
 ) -> Dataset:
     """A data set from arrays without meta: `env_name` names the task.
 
@@ -517,19 +517,8 @@ def mixed(parts: Sequence[Dataset]) -> Dataset:
     many = min(len(medium), (one_in - 1) * len(expert))
     few = many // (one_in - 1)
     arrays = [torch.cat([a[:many], b[:few]]) for a, b in zip(medium.arrays().values(), expert.arrays().values())]
-    returns = (part.meta["mean_return"] for part in (medium, expert))
-    mean = float(np.average(list(returns), weights=[many, few]))
+    mean = float(np.average([medium.meta["mean_return"], expert.meta["mean_return"]], weights=[many, few]))
     return Dataset(*arrays, medium.meta | {"quality": "medium-expert", "mean_return": mean}, medium.prey)
-
-
-def convert(
-    sources: Sequence[Path], env_name: str, out: Path, quality: str | None = None, prey: Path | None = None
-) -> Dataset:
-    """Write a data file from a folder in OMAR's layout, from a `.npz`, or from two of medium and of expert data."""
-    parts = [Dataset.load(source, env_name, quality, prey) for source in sources]
-    dataset = parts[0] if len(parts) == 1 else mixed(parts)
-    dataset.save(out)
-    return dataset
 
 
 def load_prey(path: str | Path, obs_dim: int) -> list[tuple[Tensor, Tensor]]:
@@ -607,7 +596,7 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def open_run(config: Any, dataset: Dataset, agents: Sequence[Any], resume: bool = False) -> Iterator[RunFolder]:
+def open_run(config: Any, dataset: Dataset, agents: Sequence[Any], resume: bool) -> Iterator[RunFolder]:
     """The folder `config.out` of a run: a new one, or with `resume` as its checkpoint says.
 
     No other process can use it meanwhile. Ctrl-C or SIGTERM only sets `stop`; a second one ends the program.
@@ -829,9 +818,8 @@ def thread_each(agents: Sequence[Any], device: torch.device) -> Iterator[ThreadP
     training.
     """
     before, workers = torch.get_num_threads(), len(agents) if device.type == "cpu" else 1
-    if device.type == "cpu":
-        # 31 MB, freed at once: from then on glibc keeps freed blocks up to this size for the next step, which is faster
-        torch.empty(31 * 2**18)
+    # 31 MB, freed at once: from then on glibc keeps freed blocks up to this size for the next step, which is faster
+    torch.empty(31 * 2**18)
     share = max(1, before // workers)
     torch.set_num_threads(share)
     try:
@@ -930,7 +918,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             dataset = make(args.env, quality, out, args.transitions, args.seed, args.noise, args.policy)
         else:
             check_npz(args.out)
-            dataset = convert(args.source, args.env, args.out, args.quality, args.prey)
+            parts = [Dataset.load(source, args.env, args.quality, args.prey) for source in args.source]
+            dataset = parts[0] if len(parts) == 1 else mixed(parts)
+            dataset.save(args.out)
         print(f"wrote {len(dataset):,} transitions with a mean return of {shown(dataset.meta['mean_return'])}")
     except (ValueError, OSError, MemoryError) as error:
         print(f"data.py: {error}", file=sys.stderr)

@@ -58,7 +58,6 @@ SCENARIOS = {
 }
 EPISODE_STEPS = 25
 LONGEST_EPISODE, LARGEST_ACTION = 100_000, 1e6  # of one's own environment
-KEEP_ALL = "supersuit.black_death_v3 keeps everyone until the end"
 DT, DAMPING = 0.1, 0.25
 CONTACT_FORCE, CONTACT_MARGIN = 100.0, 1e-3
 PREY_GAIN, TEAM_SPEED, PREY_SPEED = 16.0, 1.0, 1.3
@@ -94,14 +93,12 @@ class ParticleWorld:
         self.has_prey = s.prey_size is not None
         self.prey_obs_dim = s.obs_dim - 2 if self.has_prey else 0  # it does not observe its own velocity twice
         self.total_agents = A = team + self.has_prey
-        agent_sizes = [s.team_size] * team + ([s.prey_size] if self.has_prey else [])
-        sizes = torch.tensor([*agent_sizes, *s.landmark_sizes], **tensor)
-        self.sizes = sizes  # (E,)
+        agent_sizes = [s.team_size] * team + [s.prey_size] * self.has_prey
+        self.sizes = sizes = torch.tensor([*agent_sizes, *s.landmark_sizes], **tensor)  # (E,)
         self.contact_distance = sizes[:A, None] + sizes[None, :]  # (A, E)
         self.solid = A + s.contacts  # the first entities, those that collide
-        gains = [s.gain] * team + [PREY_GAIN] * self.has_prey
-        self.gain = torch.tensor(gains, **tensor)[:, None]  # (A, 1)
-        speeds = [TEAM_SPEED] * team + [PREY_SPEED] * self.has_prey
+        self.gain = torch.tensor([s.gain] * team + [PREY_GAIN] * self.has_prey, **tensor)[:, None]  # (A, 1)
+        speeds = [TEAM_SPEED] * team + [PREY_SPEED]
         self.max_speed = torch.tensor(speeds, **tensor) if self.has_prey else None  # (A,)
         self.foods = slice(A + s.foods[0], A + s.foods[1])
         self.forests = slice(A + s.forests[0], A + s.forests[1])
@@ -383,10 +380,8 @@ class PettingZooTask:
         """Start an episode (`num_worlds` is 1) with a seed from `generator`; observations (1, N, O)."""
         seed = torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device).item()
         self.over, self._steps, self._doing = False, 0, f"{self.name}: reset"
-        with user_code(self._doing):
-            result = self._env.reset(seed=seed)
-        with user_code(f"{self._doing}: taking what it returned for (observations, infos)"):
-            observed, _ = result
+        with user_code(f"{self._doing}, which returns (observations, infos),"):
+            observed, _ = self._env.reset(seed=seed)
         return self._checked("observation", observed, self._observed).reshape(1, self.num_agents, -1)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -396,17 +391,17 @@ class PettingZooTask:
         if self._steps == LONGEST_EPISODE:
             raise ValueError(f"{self._doing}: the episode does not end: give it a time limit")
         boxed = self.to_box(actions[0].cpu().double().numpy())
-        with user_code(self._doing):
-            result = self._env.step(dict(zip(self.agents, boxed)))
-        what = "(observations, rewards, terminations, truncations, infos)"
-        with user_code(f"{self._doing}: taking what it returned for {what}"):
-            observed, rewards, terminated, truncated, _ = result
+        with user_code(f"{self._doing}, which returns (observations, rewards, terminations, truncations, infos),"):
+            observed, rewards, terminated, truncated, _ = self._env.step(dict(zip(self.agents, boxed)))
             terminals = {a: float(bool(terminated.get(a, True))) for a in self.agents}
             ends = {a: bool(terminals[a] or truncated.get(a, True)) for a in self.agents}
         self.over = all(ends.values())
         if any(ends.values()) != self.over:
             first, last = (next(a for a in self.agents if ends[a] is end) for end in (True, False))
-            raise ValueError(f"{self._doing}: the episode is over for {first} but not for {last}; {KEEP_ALL}")
+            raise ValueError(
+                f"{self._doing}: the episode is over for {first} but not for {last}; "
+                "supersuit.black_death_v3 keeps everyone until the end"
+            )
         return (
             self._checked("observation", observed, self._observed).reshape(1, self.num_agents, -1),
             self._checked("reward", rewards, ()),
@@ -661,8 +656,7 @@ class ParticleParallelEnv(ParallelEnv):
         self._steps += 1
         agents, over = self.agents, self._steps >= self.world.episode_steps
         observations, rewards = self._observe(), dict(zip(agents, self.world.rewards()[0].tolist()))
-        if over:
-            self.agents = []
+        self.agents = [] if over else agents
         terminations, truncations = dict.fromkeys(agents, False), dict.fromkeys(agents, over)
         return observations, rewards, terminations, truncations, {a: {} for a in agents}
 

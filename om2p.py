@@ -255,16 +255,15 @@ def policy_loss(
     t: Tensor,
     config: Config,
 ) -> tuple[Tensor, Info]:
-    """L_bc - eta E[Q(o, a~)], Eq. 6, to be differentiated with respect to the policy only.
+    """A loss with the gradient of L_bc - eta E[Q(o, a~)], Eq. 6, with respect to the policy only.
 
     bc_noise (B, A) and the times r, t (B, 1) belong to L_bc. The action a~ is the end of one step of Eq. 3 to time 1.
     In the paper the step starts at time 0, from q_noise (B, A). Then all rows of Q pull u at (0, 1), where L_bc has
     hardly a row, and u gets a spike there. By default it starts at the same r, on the path from q_noise to the recorded
     action: Q pulls u at (r, 1) for every r.
-    Of `config` it takes eta, the derivative, `objective` (an ablation leaves out one of the two terms), `q_start` and
-    `q_scale`.
+    `config.objective` leaves out one of the two terms, an ablation.
     """
-    loss, info = torch.zeros((), device=batch.obs.device), {}
+    loss, info = 0.0, {}
     if config.objective != "q":
         loss, info = mean_flow_loss(policy, batch.obs, batch.action, bc_noise, r, t, choose_derivative(config))
     if config.objective != "bc":
@@ -312,18 +311,20 @@ class Config:
         "world, tag, spread, halfcheetah (section 5.1), MODULE:FUNCTION that makes a PettingZoo environment, or none",
         group="task and data",
     )
-    data: str = option("expert.npz", "file or folder; a missing file is made, of the quality that its name ends in")
+    data: str = option("expert.npz", "file or folder; a missing QUALITY.npz or ENV-QUALITY.npz is made")
     seed: int = option(0, "seeds networks, batches, noise and evaluation; paper: five seeds", high=1e9)
     objective: str = option(
         "both", "terms of Eq. 6; bc, q: ablations, Figure 4", choices=("both", "bc", "q"), group="method"
     )
     eta: float = option(0.1, "weight of the Q term, Eq. 6; if left out, by task; paper Table 3")
     q_scale: str = option(
-        "gradient", "Q is divided by mean |Q| or |dQ/da|; paper: by none", choices=("none", "value", "gradient")
+        "gradient",
+        "what Q is divided by: mean |Q|, or the mean length of dQ/da; paper none",
+        choices=("none", "value", "gradient"),
     )
     q_start: str = option(
         "path",
-        "start of the step to the action that Q rates: on a path, at r, or from noise; paper noise, Eq. 6",
+        "Q rates one step to time 1: from the path at r, or from noise; paper noise, Eq. 6",
         choices=("path", "noise"),
     )
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
@@ -465,8 +466,8 @@ class Agent:
     def act(self, obs: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Actions (B, A) for observations (B, O): of `candidates` one-step actions, the one with the highest mean Q.
 
-        They come from Gaussian noise (B, candidates, A), or (B, A) for one, else drawn from `generator`, times
-        `act_noise`. The target networks act: they are running averages of the trained ones.
+        `noise` is (B, candidates, A), or (B, A) for one; if it is not given, Gaussian, from `generator`. `act_noise`
+        scales it. The target networks act: they are running averages of the trained ones.
         """
         B, A = obs.shape[0], self.target_policy.action_dim
         if noise is None:
@@ -534,9 +535,9 @@ def train(
     agents = [make_agent(O, A, config, device, index=i) for i in range(N)]
 
     def learn(i: int, updates: int) -> list[Info]:
-        """Algorithm 1, lines 3 to 7, for agent i: sample, then critics, policy and targets."""
-        batches = (Batch(*dataset.sample(i, config.batch_size, agents[i].generator)) for _ in range(updates))
-        return [agents[i].update(batch) for batch in batches]
+        """Algorithm 1, lines 4 to 7, for agent i: sample, then critics, policy and targets."""
+        sample = partial(dataset.sample, i, config.batch_size, agents[i].generator)
+        return [agents[i].update(Batch(*sample())) for _ in range(updates)]
 
     seconds = 0.1 if sys.stderr.isatty() else 30.0  # between two states of the progress bar
     with open_run(config, dataset, agents, resume) as run, thread_each(agents, device) as pool:
@@ -545,7 +546,7 @@ def train(
                 # agents share nothing: each makes some updates in a thread of its own, until something else is due
                 due = (every - run.step % every for every in (config.eval_every, config.save_every, 10))
                 updates = min(config.steps - run.step, *due)
-                for infos in zip(*pool.map(learn, range(len(agents)), [updates] * len(agents))):
+                for infos in zip(*pool.map(learn, range(N), [updates] * N)):
                     for info in infos:
                         run.log(info)
                 run.step += updates

