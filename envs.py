@@ -380,8 +380,10 @@ class PettingZooTask:
         """Start an episode (`num_worlds` is 1) with a seed from `generator`; observations (1, N, O)."""
         seed = torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device).item()
         self.over, self._steps, self._doing = False, 0, f"{self.name}: reset"
-        with user_code(f"{self._doing}, which returns (observations, infos),"):
-            observed, _ = self._env.reset(seed=seed)
+        with user_code(self._doing):
+            result = self._env.reset(seed=seed)
+        with user_code(f"{self._doing}: taking what it returned for (observations, infos)"):
+            observed, _ = result
         return self._checked("observation", observed, self._observed).reshape(1, self.num_agents, -1)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -391,8 +393,11 @@ class PettingZooTask:
         if self._steps == LONGEST_EPISODE:
             raise ValueError(f"{self._doing}: the episode does not end: give it a time limit")
         boxed = self.to_box(actions[0].cpu().double().numpy())
-        with user_code(f"{self._doing}, which returns (observations, rewards, terminations, truncations, infos),"):
-            observed, rewards, terminated, truncated, _ = self._env.step(dict(zip(self.agents, boxed)))
+        with user_code(self._doing):
+            result = self._env.step(dict(zip(self.agents, boxed)))
+        what = "(observations, rewards, terminations, truncations, infos)"
+        with user_code(f"{self._doing}: taking what it returned for {what}"):
+            observed, rewards, terminated, truncated, _ = result
             terminals = {a: float(bool(terminated.get(a, True))) for a in self.agents}
             ends = {a: bool(terminals[a] or truncated.get(a, True)) for a in self.agents}
         self.over = all(ends.values())
