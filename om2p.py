@@ -126,7 +126,7 @@ def sample_timesteps(xi: Sequence[float], size: int, generator: torch.Generator 
 
 
 def sample_interval(
-    xi: Sequence[float], size: int, times: str, equal_share: float, generator: torch.Generator | None = None
+    xi: Sequence[float], size: int, times: str, equal_share: float = 0.5, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw the times r and t (size, 1).
 
@@ -328,7 +328,6 @@ class Config:
         choices=("path", "noise"),
     )
     times: str = option("ordered", "r <= t, or r = 1 - t (paper, below Eq. 4)", choices=("ordered", "coupled"))
-    equal_share: float = option(0.5, "share of rows with r = t among ordered times; not in the paper", high=1)
     xi: tuple[float, ...] = option(UNIFORM, "coefficients of p(t; xi), Eq. 4; paper Table 3")
     derivative: str = option("finite_difference", "du/dr; paper Eq. 5", choices=("finite_difference", "exact", "zero"))
     delta_r: float = option(1e-3, "step of the difference, Eq. 5; paper 1e-12, Table 4", low=1e-300)
@@ -447,7 +446,7 @@ class Agent:
         if not batch.reward.shape == batch.terminal.shape == (B, 1):  # (B,) would broadcast to (B, B)
             raise ValueError(f"rewards {[*batch.reward.shape]} or terminals {[*batch.terminal.shape]} are not [{B}, 1]")
         bc_noise, q_noise, next_noise = torch.randn(3, B, A, generator=self.generator, device=batch.action.device)
-        r, t = sample_interval(c.xi, B, c.times, c.equal_share, self.generator)
+        r, t = sample_interval(c.xi, B, c.times, generator=self.generator)
 
         loss, info = critic_loss(self.critics, self.target_critics, self.target_policy, batch, next_noise, c.gamma)
         descend(self.critic_optimizer, loss)

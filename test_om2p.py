@@ -298,7 +298,7 @@ def test_table_and_presets_are_the_papers():
     assert (paper.candidates, paper.act_noise, paper.hidden_dim, paper.learning_rate) == (1, 1.0, 512, 3e-4)
     assert (paper.batch_size, paper.gamma, paper.rho) == (256, 0.99, 0.005)
     ours = Config.of("world", "expert")  # as README says
-    assert (ours.times, ours.equal_share, ours.xi, ours.delta_r) == ("ordered", 0.5, om2p.UNIFORM, 1e-3)
+    assert (ours.times, ours.xi, ours.delta_r) == ("ordered", om2p.UNIFORM, 1e-3)
     assert (ours.q_scale, ours.q_start, ours.candidates, ours.steps) == ("gradient", "path", 8, 5000)
 
 

@@ -273,8 +273,7 @@ def figure_4() -> list[Run]:
 
 ABLATED = [f"{env}/medium-expert" for env in ("world", "spread", "halfcheetah")]  # the data of the search
 CHANGES = (  # "": the default
-    *("", "--q-start noise", "--derivative zero", "--times coupled", "--objective bc"),
-    *("--equal-share 0.25", "--equal-share 0.75", "--candidates 1"),
+    *("", "--q-start noise", "--derivative zero", "--times coupled", "--objective bc", "--candidates 1"),
 )
 
 
