@@ -340,7 +340,7 @@ class Config:
     hidden_layers: int = option(4, "hidden layers of each network; paper 4, section 7.1", low=1)
     batch_size: int = option(256, "transitions per agent and update; paper 256, Table 4", low=1, high=1e6)
     learning_rate: float = option(1e-3, "Adam's, for policy and critics; paper 3e-4, section 7.1")
-    gamma: float = option(0.99, "discount factor; paper 0.99, Table 4", high=1)
+    gamma: float = option(0.99, "discount factor; if left out, by task; paper 0.99, Table 4", high=1)
     rho: float = option(0.005, "target update rate; paper 0.005, Table 4", high=1)
     steps: int = option(5000, "training steps; paper 1,000,000, section 7.1", low=1, group="running")
     eval_every: int = option(100, "steps between evaluations; paper 100, section 7.1", low=1)
@@ -400,8 +400,8 @@ TABLE_3 = {  # of the paper: eta and xi by task/quality
     "halfcheetah/expert": (0.008, UNIFORM),
 }
 RECOMMENDED = {  # by task
-    "tag": {"eta": 3.0},
-    "world": {"eta": 10.0},
+    "tag": {"eta": 3.0, "gamma": 0.9},
+    "world": {"eta": 10.0, "gamma": 0.7},
     "spread": {"eta": 0.1},
     "halfcheetah": {"eta": 0.01, "act_noise": 0.0},
 }
