@@ -117,6 +117,8 @@ def test_coupled_and_ordered_times(device):
     assert torch.equal(r, 1 - t)
     r, t = om2p.sample_interval(om2p.UNIFORM, 10_000, "ordered", 0.3, generator(device=device))
     assert (r <= t).all() and (r == t).sum() == 3000
+    r, t = om2p.sample_interval(om2p.UNIFORM, 10_000, "ordered", generator=generator(device=device))
+    assert (r == t).sum() == 5000  # half, as README says
 
 
 # -------------------- derivative, Eq. 5

@@ -277,9 +277,8 @@ def figure_4() -> list[Run]:
 
 
 ABLATED = [f"{env}/medium-expert" for env in ("world", "spread", "halfcheetah")]  # the data of the search
-CHANGES = (  # "": the default
-    *("", "--q-start noise", "--derivative zero", "--times coupled", "--objective bc", "--candidates 1"),
-)
+# "": the default
+CHANGES = ("", "--q-start noise", "--derivative zero", "--times coupled", "--objective bc", "--candidates 1")
 
 
 def ablations() -> list[Run]:
