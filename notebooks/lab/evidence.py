@@ -405,6 +405,23 @@ def text_ablations() -> list[str]:
     return lines
 
 
+# -------------------- the discount
+
+
+def text_discount() -> list[str]:
+    """Returns with the paper's discount and with the task's own, means over the latter's seeds, as Markdown."""
+    found, systems = table_1(), (OURS, "ma-fql", "omar", "ma-sfbc")
+    before = {(c, s): scores for (c, s, change), scores in finals("discount").items() if change.endswith(" 0.99")}
+    lines = [f"| 0.99 → the task's | {' | '.join(NAMES[s] for s in systems)} |", "|---" * (len(systems) + 1) + "|"]
+    for cell in [*CELLS_OF["tag"], *CELLS_OF["world"]]:
+        line = f"| {TASKS[cell.split('/')[0]]}, {cell.split('/')[1]}"
+        for after, old in ((found[cell, s], before[cell, s]) for s in systems):
+            means = (statistics.mean(scores[seed] for seed in after) for scores in (old, after))
+            line += " | {:.0f} → {:.0f}".format(*means)
+        lines.append(f"{line} |")
+    return lines
+
+
 # -------------------- all claims
 
 Claim = tuple[str, str, str, str]  # what the paper claims, its figure, ours, and whether it holds
