@@ -410,7 +410,7 @@ def text_ablations() -> list[str]:
 
 def text_discount() -> list[str]:
     """Returns with the paper's discount and with the task's own, means over the latter's seeds, as Markdown."""
-    found, systems = table_1(), (OURS, "ma-fql", "omar", "ma-sfbc")
+    found, systems = table_1(), (OURS, "ma-fql")
     before = {(c, s): scores for (c, s, change), scores in finals("discount").items() if change.endswith(" 0.99")}
     lines = [f"| 0.99 → the task's | {' | '.join(NAMES[s] for s in systems)} |", "|---" * (len(systems) + 1) + "|"]
     for cell in [*CELLS_OF["tag"], *CELLS_OF["world"]]:

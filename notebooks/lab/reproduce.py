@@ -241,9 +241,9 @@ def length(system: str, cell: str) -> str:
 
 
 def discount(system: str, cell: str) -> str:
-    """The task's discount if it is not the paper's; of all systems that have one, but for the paper's settings."""
+    """The task's discount if it is not the paper's; the other systems' weights were searched with the paper's."""
     gamma = Config.of(*cell.split("/")).gamma
-    return "" if gamma == Config.gamma or system in ("bc", "om2p-paper") else f"--gamma {gamma:g}"
+    return f"--gamma {gamma:g}" if gamma != Config.gamma and system in ("om2p", "ma-fql") else ""
 
 
 CLONING = {"Beta(6, 6)": "--objective bc --xi 5 5 0 0", "uniform": "--objective bc --xi 0 0 0 0"}
