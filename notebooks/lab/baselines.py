@@ -59,6 +59,7 @@ class BaselineConfig(Config):
     )
     candidates: int = option(1, "actions drawn when acting, to choose from; ma-sfbc: its paper 32", low=1)
     act_noise: float = option(1.0, "ma-fql: scale of the noise when acting")
+    gamma: float = option(0.99, "discount factor, for every task; Table 1 gives ma-fql that of OM2P", high=1)
     flow_steps: int = option(10, "ma-fql: Euler steps of the flow policy; its paper 10", low=1)
     diffusion_steps: int = option(15, "ma-sfbc: steps of the diffusion policy; its paper 15", low=1)
     target_candidates: int = option(16, "ma-sfbc: actions sampled for the critics' target; its paper 16", low=1)

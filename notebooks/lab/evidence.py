@@ -415,9 +415,10 @@ def text_discount() -> list[str]:
     lines = [f"| 0.99 → the task's | {' | '.join(NAMES[s] for s in systems)} |", "|---" * (len(systems) + 1) + "|"]
     for cell in [*CELLS_OF["tag"], *CELLS_OF["world"]]:
         line = f"| {TASKS[cell.split('/')[0]]}, {cell.split('/')[1]}"
-        for after, old in ((found[cell, s], before[cell, s]) for s in systems):
-            means = (statistics.mean(scores[seed] for seed in after) for scores in (old, after))
-            line += " | {:.0f} → {:.0f}".format(*means)
+        for s in systems:
+            after = found[cell, s]
+            old = {seed: before[cell, s][seed] for seed in after}
+            line += f" | {statistics.mean(old.values()):.0f} → {statistics.mean(after.values()):.0f}"
         lines.append(f"{line} |")
     return lines
 

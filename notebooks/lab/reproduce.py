@@ -227,9 +227,10 @@ def grid(cells: list[str], variants: list[tuple[str, str]]) -> list[Run]:
 
 
 def table_1() -> list[Run]:
-    """All systems on all cells, with the settings that the search found."""
-    options = {(s, cell): f"{length(s, cell)} {tuned(s, cell)} {discount(s, cell)}" for s in SYSTEMS for cell in CELLS}
-    runs = [run for (s, cell), o in options.items() for run in grid([cell], [(s, o)])]
+    """All systems on all cells, with the settings that the searches found."""
+    runs = []
+    for cell in CELLS:
+        runs += grid([cell], [(s, f"{length(s, cell)} {tuned(s, cell)} {discount(s, cell)}") for s in SYSTEMS])
     return sorted(runs, key=lambda run: run.seed)
 
 
@@ -241,7 +242,7 @@ def length(system: str, cell: str) -> str:
 
 
 def discount(system: str, cell: str) -> str:
-    """The task's discount if it is not the paper's; the other systems' weights were searched with the paper's."""
+    """The task's discount if it is not the paper's, for OM2P and MA-FQL."""
     gamma = Config.of(*cell.split("/")).gamma
     return f"--gamma {gamma:g}" if gamma != Config.gamma and system in ("om2p", "ma-fql") else ""
 
@@ -344,7 +345,7 @@ def trials(system: str, cell: str) -> dict[str, list[Run]]:
     if system in ("om2p", "ma-fql"):
         kinds = ["medium-expert", "expert"] if task in ("spread", "halfcheetah") else ["medium-expert"]
         cells, steps = [f"{task}/{kind}" for kind in kinds], length(system, cell)
-        steps += " --gamma 0.99" * (system == "om2p")  # the others' default
+        steps += " --gamma 0.99" if system == "om2p" else ""  # MA-FQL's default
     else:
         cells, steps = [f"{cell}-expert" if cell.endswith("/medium") else cell], "--steps 2500"
     settings = TUNED[system].get(cells[0]) or TUNED[system].get(task, [])
