@@ -73,6 +73,13 @@ def test_the_settings_are_what_the_equal_search_found():
         assert reproduce.tuned("om2p", cell).startswith(reproduce.found("om2p", cell))
 
 
+def test_om2p_and_ma_fql_look_equally_far_ahead_in_table_1():
+    given = {(run.cell, run.system): run.options.partition("--gamma ")[2] for run in reproduce.table_1()}
+    for (cell, system), gamma in given.items():
+        own = om2p.Config.of(*cell.split("/")).gamma  # what OM2P takes without the option
+        assert float(gamma or 0.99) == (own if system in ("om2p", "ma-fql") else 0.99)
+
+
 def test_the_grid_runner_takes_whole_words_and_says_errors_in_one_line(monkeypatch, capsys):
     def run_all(runs, *_):
         raise RuntimeError(f"{len(runs)} of {runs[0].system}")
