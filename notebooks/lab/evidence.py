@@ -409,16 +409,15 @@ def text_ablations() -> list[str]:
 
 
 def text_discount() -> list[str]:
-    """Returns with the paper's discount and with the task's own, means over the latter's seeds, as Markdown."""
+    """Returns with the paper's discount and with the task's own, means over seeds, as Markdown."""
     found, systems = table_1(), (OURS, "ma-fql")
     before = {(c, s): scores for (c, s, change), scores in finals("discount").items() if change.endswith(" 0.99")}
     lines = [f"| 0.99 → the task's | {' | '.join(NAMES[s] for s in systems)} |", "|---" * (len(systems) + 1) + "|"]
     for cell in [*CELLS_OF["tag"], *CELLS_OF["world"]]:
         line = f"| {TASKS[cell.split('/')[0]]}, {cell.split('/')[1]}"
         for s in systems:
-            after = found[cell, s]
-            old = {seed: before[cell, s][seed] for seed in after}
-            line += f" | {statistics.mean(old.values()):.0f} → {statistics.mean(after.values()):.0f}"
+            old, new = (statistics.mean(scores.values()) for scores in (before[cell, s], found[cell, s]))
+            line += f" | {old:.0f} → {new:.0f}"
         lines.append(f"{line} |")
     return lines
 
