@@ -236,7 +236,7 @@ def table_1() -> list[Run]:
 
 def length(system: str, cell: str) -> str:
     """How long a system is trained and how often it is scored: the budget; OM2P and MA-FQL four times its steps."""
-    if system not in ("om2p", "ma-fql"):
+    if system not in ("om2p", "om2p-paper", "ma-fql"):
         return ""
     return f"--steps 10000 --eval-every 1000 --eval-episodes {20 if cell.startswith('halfcheetah') else 100}"
 
@@ -283,13 +283,14 @@ CHANGES = ("", "--q-start noise", "--derivative zero", "--times coupled", "--obj
 
 
 def ablations() -> list[Run]:
-    """The default with one choice changed at a time.
+    """The default with one choice changed at a time; the same for the paper's settings where they collapse.
 
     What the search (eta, act_noise), results/scales.csv (q_scale) and Figure 2 (exact derivative) change is left out.
     """
     runs = grid(ABLATED, [("om2p", change) for change in CHANGES])
     one_already = ("halfcheetah/medium-expert", "--candidates 1")  # it acts without noise
-    return [run for run in runs if (run.cell, run.options) != one_already]
+    runs = [run for run in runs if (run.cell, run.options) != one_already]
+    return runs + grid(["halfcheetah/expert"], [("om2p-paper", o) for o in ("", "--objective bc", "--times ordered")])
 
 
 # -------------------- search
