@@ -8,7 +8,7 @@
 Every run is one command (`om2p.py` or `baselines.py`) in a process with one thread, as many at once as there are cores.
 As it ends, its evaluations are added to `results/GRID.csv`: a row each, with command, seed, version and machine. A run
 that stands there is skipped, so a grid can be stopped at any time and goes on where it was. Rows of a system such as
-om2p@b4cb085 are of the method at that commit. `evidence.py` draws and judges whole grids. Table 2 is timed, one
+om2p@ff26fe7 are of the method at that commit. `evidence.py` draws and judges whole grids. Table 2 is timed, one
 system after the other: `benchmark.py --table 2`.
 
 The other programs here read, write and draw with its functions.
@@ -283,23 +283,20 @@ def figure_4() -> list[Run]:
 
 
 ABLATED = [f"{env}/medium-expert" for env in ("world", "spread", "halfcheetah")]  # the data of the search
-# "": the default
-FROM_NOISE = "--q-start noise"
-CHANGES = ("", FROM_NOISE, "--derivative zero", "--times coupled", "--objective bc", "--candidates 1")
-STARTS = ("spread/expert", "spread/medium-expert", "halfcheetah/medium-expert")  # where FROM_NOISE changes Table 1
+CHANGES = ("", "--derivative zero", "--times coupled", "--objective bc", "--candidates 1")  # "": the default
 
 
 def ablations() -> list[Run]:
     """The default with one choice changed at a time, and the paper's settings where they collapse.
 
-    FROM_NOISE changes Table 1's runs too, which are long enough to tell.
+    Where Q pulls is changed in runs as long as Table 1's: shorter ones do not tell.
     What the search (eta, act_noise), results/scales.csv (q_scale) and Figure 2 (exact derivative) change is left out.
     """
     runs = grid(ABLATED, [("om2p", change) for change in CHANGES])
     one_already = ("halfcheetah/medium-expert", "--candidates 1")  # it acts without noise
     runs = [run for run in runs if (run.cell, run.options) != one_already]
-    for cell in STARTS:
-        runs += grid([cell], [("om2p", f"{settings('om2p', cell)} {FROM_NOISE}")])
+    for cell in [*ABLATED, "spread/expert"]:
+        runs += grid([cell], [("om2p", f"{settings('om2p', cell)} --q-start noise")])
     return runs + grid(["halfcheetah/expert"], [("om2p-paper", o) for o in ("", "--objective bc", "--times ordered")])
 
 
