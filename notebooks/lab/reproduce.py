@@ -295,7 +295,7 @@ def ablations() -> list[Run]:
     runs = grid(ABLATED, [("om2p", change) for change in CHANGES])
     one_already = ("halfcheetah/medium-expert", "--candidates 1")  # it acts without noise
     runs = [run for run in runs if (run.cell, run.options) != one_already]
-    for cell in [*ABLATED, "spread/expert"]:
+    for cell in [*ABLATED, "tag/medium-expert", "spread/expert"]:
         runs += grid([cell], [("om2p", f"{settings('om2p', cell)} --q-start noise")])
     return runs + grid(["halfcheetah/expert"], [("om2p-paper", o) for o in ("", "--objective bc", "--times ordered")])
 
